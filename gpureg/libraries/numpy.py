@@ -1,0 +1,58 @@
+"""NumPy arrays and floating scalars: a native array is a plain `numpy.ndarray`."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpureg import backends
+from gpureg.backends import Backend
+from gpureg.libraries import DTYPES
+
+
+class NumpyLibrary:
+    """The library of NumPy arrays; see `gpureg.libraries.Library` for each method."""
+
+    name = "numpy"
+
+    def owns(self, kind: type) -> bool:  # noqa: D102
+        return issubclass(kind, np.ndarray | np.generic)
+
+    def backend(self, native: NDArray[Any]) -> Backend:  # noqa: ARG002, D102
+        return backends.load("numpy")
+
+    def native(self, array: Any, name: str) -> NDArray[Any]:  # noqa: D102
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError(f"{name} is a masked array, and its mask would be ignored; give {name}.filled(0)")
+        native = np.asarray(array)
+        if native.dtype.name not in DTYPES:
+            raise TypeError(f"{name} has dtype {native.dtype}; expected one of {', '.join(DTYPES)}")
+        if not native.dtype.isnative:
+            given, expected = native.dtype.str, native.dtype.name
+            raise TypeError(f"{name} has dtype {given}, of the other byte order; give {name}.astype('{expected}')")
+        return native
+
+    def writable(self, array: Any) -> bool:  # noqa: D102
+        return isinstance(array, np.ndarray) and array.flags.writeable
+
+    def device(self, native: NDArray[Any]) -> str:  # noqa: ARG002, D102
+        return "cpu"
+
+    def empty_like(self, array: Any) -> NDArray[Any]:  # noqa: D102
+        return np.empty_like(array, subok=False)
+
+    def scalar(self, value: Any) -> Any:  # noqa: D102
+        return value
+
+    def dtype(self, dtype: Any) -> np.dtype[Any]:  # noqa: D102
+        if isinstance(dtype, str) and dtype == "bfloat16":
+            try:
+                import ml_dtypes  # noqa: PLC0415 - optional, and only here
+            except ModuleNotFoundError:
+                raise TypeError("dtype='bfloat16' needs ml_dtypes: pip install 'gpureg[bfloat16]'") from None
+            dtype = ml_dtypes.bfloat16
+        result: np.dtype[Any] = np.dtype(dtype)
+        return result
+
+
+library = NumpyLibrary()
