@@ -116,6 +116,6 @@ def _result_dtype(library: Library, w: Any, dtype: Any = None) -> np.dtype[Any]:
     if dtype is None:
         return arithmetic.result_dtype([w.dtype])
     result = library.dtype(dtype)
-    if result.name not in DTYPES or not result.isnative:
+    if result is None or result.name not in DTYPES or not result.isnative:
         raise TypeError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     return result

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 _BLOCK = 2**16
 """Elements made at a time: few enough to stay in the cache."""
 
+_FRACTION_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
+
 
 def integers(start: int, stop: int, seed: int) -> NDArray[np.uint64]:
     """Return the 64-bit integers start to stop of a sequence without visible pattern: splitmix64 at any place of it.
@@ -59,3 +61,32 @@ def random_bits(size: int, dtype: Any, *, seed: int = 0) -> NDArray[Any]:
     raw = integers(0, -(-size * kind.itemsize // 8), seed)
     # Bytes as a little-endian machine lays them, on every machine.
     return np.frombuffer(raw.astype("<u8").tobytes()[: size * kind.itemsize], kind.newbyteorder("<")).astype(kind)
+
+
+def wide(size: int, dtype: Any, *, seed: int = 0) -> NDArray[Any]:
+    """Return random bits below 2 in magnitude: all smaller exponents, subnormals too, so that float64 sums round.
+
+    >>> wide(2, np.float64)
+    array([-2.66791620e-144,  7.92042286e-085])
+    """
+    kind = np.dtype(dtype)
+    highest_bit_of_exponent = 1 << (8 * kind.itemsize - 2)
+    return _cleared(kind, highest_bit_of_exponent, size, seed)
+
+
+def tiny(size: int, dtype: Any, *, seed: int = 0) -> NDArray[Any]:
+    """Return random bits of the smallest magnitudes: subnormals, and as many of the smallest normal numbers.
+
+    >>> tiny(2, np.float64)
+    array([-9.13847693e-310,  3.42366755e-308])
+    """
+    kind = np.dtype(dtype)
+    sign, lowest_bit_of_exponent = 1 << (8 * kind.itemsize - 1), 1 << _FRACTION_BITS[kind.name]
+    return _cleared(kind, sign - 2 * lowest_bit_of_exponent, size, seed)
+
+
+def _cleared(kind: np.dtype[Any], bits: int, size: int, seed: int) -> NDArray[Any]:
+    """Return numbers whose bits are random but for some that are 0."""
+    random = random_bits(size, f"u{kind.itemsize}", seed=seed)
+    result: NDArray[Any] = (random & ~random.dtype.type(bits)).view(kind)
+    return result

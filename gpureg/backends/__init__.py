@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpureg.arithmetic import Coefficients
 
@@ -66,6 +67,12 @@ class Backend(Protocol):
 
     def proximal(self, leaves: Sequence[Leaf], step: Scalar) -> None:
         """Take the proximal step on each leaf's weights, in place."""
+
+    def from_numpy(self, array: NDArray[Any]) -> Any:
+        """Return a new array of the backend with the contents of a NumPy array."""
+
+    def to_numpy(self, array: Any) -> NDArray[Any]:
+        """Return a NumPy array with the contents of an array or 0-d value of the backend."""
 
     def overlap(self, first: Any, second: Any) -> bool:
         """Return whether two arrays share any memory, or might in a way too costly to rule out."""

@@ -67,6 +67,12 @@ class NumpyBackend:
             for leaf in leaves:
                 _proximal(leaf.weights, leaf.coefficients, float(step))
 
+    def from_numpy(self, array: Array) -> Array:  # noqa: D102
+        return array.copy()
+
+    def to_numpy(self, array: Any) -> Array:  # noqa: D102
+        return np.asarray(array)
+
     def overlap(self, first: Array, second: Array) -> bool:  # noqa: D102
         try:
             return np.shares_memory(first, second, max_work=OVERLAP_WORK)  # type: ignore[arg-type] # any int is taken

@@ -48,8 +48,8 @@ class Library(Protocol):
     def scalar(self, value: Any) -> Any:
         """Return a backend's 0-d result as the library's own."""
 
-    def dtype(self, dtype: Any) -> np.dtype[Any]:
-        """Return the NumPy dtype of what a caller gives as `dtype=`, a name or the library's own kind of dtype."""
+    def dtype(self, dtype: Any) -> np.dtype[Any] | None:
+        """Return the NumPy dtype of a name or one of the library's own dtypes; None for what is no dtype."""
 
 
 # By the top-level package of the array's type or of one of its bases.

@@ -44,14 +44,17 @@ class NumpyLibrary:
     def scalar(self, value: Any) -> Any:  # noqa: D102
         return value
 
-    def dtype(self, dtype: Any) -> np.dtype[Any]:  # noqa: D102
+    def dtype(self, dtype: Any) -> np.dtype[Any] | None:  # noqa: D102
         if isinstance(dtype, str) and dtype == "bfloat16":
             try:
                 import ml_dtypes  # noqa: PLC0415 - optional, and only here
             except ModuleNotFoundError:
                 raise TypeError("dtype='bfloat16' needs ml_dtypes: pip install 'gpureg[bfloat16]'") from None
             dtype = ml_dtypes.bfloat16
-        result: np.dtype[Any] = np.dtype(dtype)
+        try:
+            result: np.dtype[Any] = np.dtype(dtype)
+        except TypeError:
+            return None
         return result
 
 

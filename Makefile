@@ -1,0 +1,57 @@
+# Everything a newcomer types. Needs Python 3.11 or later (PYTHON=python3.12 picks one), git, make and a C++ compiler.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= build
+
+# The CUDA extra that fits the driver of this machine; nothing where there is no GPU.
+CUDA = $(shell $(PYTHON) gpureg/driver.py)
+comma := ,
+extras = .[$(1)$(if $(CUDA),$(comma)$(CUDA))]
+
+.PHONY: help run test bench bench-smoke dev lint package clean
+
+help:
+	@echo 'make run      check the installation, then gpureg at work on large weights and on a real network'
+	@echo 'make test     all tests'
+	@echo 'make bench    benchmarks against the plain expressions and the memory limit, into $(OUT)/bench.json'
+	@echo 'make dev      everything to work on gpureg, in $(VENV)'
+	@echo 'make lint     style and types'
+	@echo 'make package  build the wheel and the sdist and try the wheel away from the source tree'
+	@echo 'make clean    remove what the others made'
+
+# An environment has a stamp for each set of extras, made anew when the metadata changes.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '$(call extras,$*)'
+	@touch $@
+
+run: $(VENV)/.installed-demo
+	@mkdir -p $(OUT)
+	$(BIN)/gpureg check
+	$(BIN)/gpureg demo --output $(OUT)/digits.png --json $(OUT)/digits.json
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --numprocesses=auto $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-bench
+	@mkdir -p $(OUT)
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=$(OUT)/bench-raw.json
+	$(BIN)/python bench/report.py $(OUT)/bench-raw.json --output $(OUT)/bench.json
+
+dev: $(VENV)/.installed-dev
+	$(BIN)/pre-commit install
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+package: $(VENV)/.installed-dev
+	$(BIN)/python .ci/package.py $(OUT)/dist
+
+clean:
+	rm -rf $(VENV) $(OUT) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

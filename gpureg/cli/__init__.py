@@ -1,0 +1,51 @@
+"""The command line: `gpureg check` and `gpureg demo`, one module a command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import gpureg
+
+_COMMANDS = {
+    "check": "say what is installed and usable, and test that every backend gives the known bits",
+    "demo": "show the fused pass on large weights, and regularize a real network on real digits",
+}
+
+_EPILOG = """\
+examples:
+  gpureg check                 is this installation right?
+  gpureg check --json          the same for a program
+  gpureg demo                  both demonstrations, about two minutes
+
+exit status: 0 all is well, 1 a check failed, 2 the command line is wrong or something is not installed
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name and return its exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        return int(import_module(f"gpureg.cli.{arguments.command}").run(arguments))
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Standard output goes, so that its flush at exit cannot fail too.
+        sys.stdout = None
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="gpureg",
+        description=gpureg.__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"gpureg {gpureg.__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        import_module(f"gpureg.cli.{name}").add_arguments(command)
+    return top

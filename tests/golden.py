@@ -1,0 +1,116 @@
+"""The naive reference as a backend, and the writer of the golden checksums: `python -m tests.golden`.
+
+The checksums are those of the reference, never of a backend: run this only when docs/arithmetic.md itself changes.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpureg import selftest
+from gpureg.arithmetic import Coefficients
+from gpureg.backends import Leaf, Values
+from tests import reference
+from tests.reference import Rule
+
+Array = NDArray[Any]
+
+GOLDEN = Path(selftest.__file__).with_name("golden.json")
+
+
+def decode(array: Array) -> list[float]:
+    """Return the exact values of a dense array, from its bits."""
+    return reference.decode(array.reshape(-1).view(f"u{array.itemsize}").tolist(), array.dtype.name)
+
+
+def encode(values: Sequence[float], dtype: np.dtype[Any]) -> Array:
+    """Return values rounded once to a dtype, as an array."""
+    return np.array(reference.encode(values, dtype.name), f"u{dtype.itemsize}").view(dtype)
+
+
+def rule(coefficients: Coefficients) -> Rule:
+    """Return the rule in the halved form, which all coefficients can be written in."""
+    assert coefficients.l2 == coefficients.twice_l2 / 2
+    return Rule(coefficients.l1, coefficients.twice_l2, halved=True)
+
+
+@functools.cache
+def _sums(raw: bytes, dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Return the sums of weights given as bytes; each is wanted many times."""
+    return reference.sums(decode(np.frombuffer(raw, dtype)), dtype.name)
+
+
+class ReferenceBackend:
+    """`tests/reference.py` in the shape of `gpureg.backends.Backend`, for dense 1-d arrays."""
+
+    name = "reference"
+
+    def unusable(self) -> str | None:
+        return None
+
+    def value(self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: float = 1.0, divisor: int = 1) -> Values:
+        penalties = [
+            reference.penalty(rule(leaf.coefficients), *_sums(leaf.weights.tobytes(), leaf.weights.dtype), strength)
+            for leaf in leaves
+        ]
+        total = reference.result(reference.total(penalties) / divisor, dtype.name)
+        return Values(encode([total], dtype)[0], encode(penalties, np.dtype(np.float64)))
+
+    def gradient(self, leaves: Sequence[Leaf], *, strength: float = 1.0, upstream: float = 1.0) -> None:
+        for leaf in leaves:
+            self._write(leaf, None, strength, upstream)
+
+    def value_and_gradient(
+        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: float = 1.0, upstream: float = 1.0
+    ) -> Values:
+        self.gradient(leaves, strength=strength, upstream=upstream)
+        return self.value(leaves, dtype, strength=strength)
+
+    def accumulate(
+        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: float = 1.0, upstream: float = 1.0
+    ) -> Values:
+        for leaf in leaves:
+            self._write(leaf, decode(leaf.gradient), strength, upstream)
+        return self.value(leaves, dtype, strength=strength)
+
+    def _write(self, leaf: Leaf, add_to: list[float] | None, strength: float, upstream: float) -> None:
+        gradient = reference.gradient(
+            decode(leaf.weights),
+            leaf.weights.dtype.name,
+            rule(leaf.coefficients),
+            into=leaf.gradient.dtype.name,
+            strength=strength,
+            upstream=upstream,
+            add_to=add_to,
+        )
+        leaf.gradient[...] = encode(gradient, leaf.gradient.dtype)
+
+    def proximal(self, leaves: Sequence[Leaf], step: float) -> None:
+        for leaf in leaves:
+            dtype = leaf.weights.dtype
+            moved = reference.proximal(decode(leaf.weights), dtype.name, rule(leaf.coefficients), step)
+            leaf.weights[...] = encode(moved, dtype)
+
+    def from_numpy(self, array: Array) -> Array:
+        return array.copy()
+
+    def to_numpy(self, array: Any) -> Array:
+        return np.asarray(array)
+
+    def overlap(self, first: Array, second: Array) -> bool:
+        return bool(np.shares_memory(first, second))
+
+
+def digests(dtype: np.dtype[Any]) -> dict[str, str]:
+    """Return the checksums of a dtype's cases as the reference computes them."""
+    return dict(selftest.digests(ReferenceBackend(), dtype))
+
+
+if __name__ == "__main__":
+    everything = {name: digest for dtype in selftest.dtypes().values() for name, digest in digests(dtype).items()}
+    GOLDEN.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,117 @@
+"""The regularizers as objects: their coefficients, configuration, equality and names, as in Keras."""
+
+import copy
+import dataclasses
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gpureg
+from gpureg import L1, L1L2, L2, HalvedL2, Regularizer
+from gpureg.arithmetic import Coefficients
+
+CLASSES: tuple[type[Regularizer], ...] = (L1, L2, L1L2, HalvedL2)
+NAMES = [(cls, field.name) for cls in CLASSES for field in dataclasses.fields(cls)]
+
+
+def test_the_defaults_are_keras_s() -> None:
+    assert (L1().l1, L2().l2, L1L2().l1, L1L2().l2, HalvedL2().l2) == (0.01, 0.01, 0.0, 0.0, 0.01)
+
+
+def test_none_means_the_default() -> None:
+    assert L1(None) == L1()  # type: ignore[arg-type]
+    assert L1L2(l1=None, l2=0.5) == L1L2(0.0, 0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("cls", "name"), NAMES)
+@pytest.mark.parametrize("value", [0, 1, 0.5, 2.0, 1e-300, 5e-324, np.float32(0.5), np.float64(0.5), np.int64(3)])
+def test_a_finite_number_that_is_not_negative_is_a_coefficient(cls: Any, name: str, value: Any) -> None:
+    coefficient = getattr(cls(**{name: value}), name)
+    assert type(coefficient) is float
+    assert coefficient == value
+
+
+@pytest.mark.parametrize(("cls", "name"), NAMES)
+@pytest.mark.parametrize(
+    "value",
+    [-1, -1e-300, math.nan, math.inf, -math.inf, True, False, np.True_, "0.1", b"1", [0.1], (0.1,), 1j, 10**400,
+     np.array(0.1), np.array([0.1]), object, {}],
+    ids=repr,
+)  # fmt: skip
+def test_anything_else_is_a_value_error_that_names_it(cls: Any, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be a finite number that is not negative, not "):
+        cls(**{name: value})
+
+
+def test_a_negative_zero_is_zero() -> None:
+    assert math.copysign(1, L1(-0.0).l1) == 1
+    assert hash(L1(-0.0)) == hash(L1(0.0))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_the_configuration_makes_an_equal_one(cls: Any) -> None:
+    names = [field.name for field in dataclasses.fields(cls)]
+    reg = cls(**{name: 0.25 + i for i, name in enumerate(names)})
+    config = reg.get_config()
+    assert list(config) == names
+    assert cls.from_config(config) == reg
+    assert cls.from_config(config) is not reg
+    for twin in (copy.copy(reg), copy.deepcopy(reg), pickle.loads(pickle.dumps(reg))):
+        assert twin == reg
+        assert hash(twin) == hash(reg)
+
+
+def test_a_configuration_of_another_class_is_refused() -> None:
+    with pytest.raises(TypeError):
+        L1.from_config({"l2": 0.1})
+
+
+def test_equality_is_by_class_and_value() -> None:
+    assert L1(0.5) == L1(0.5)
+    assert L1(0.5) != L1(0.25)
+    others: list[object] = [L1(0.5), L1L2(0.5, 0.0), L2(0.5), HalvedL2(0.5), 0.5]
+    assert [others.index(other) for other in others] == [0, 1, 2, 3, 4]
+    assert len({*others, L1(0.5)}) == 5
+
+
+def test_a_regularizer_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        L1(0.5).l1 = 1.0  # type: ignore[misc]
+
+
+def test_the_repr_makes_an_equal_one() -> None:
+    for reg in (L1(0.5), L2(1e-5), L1L2(0.1, 0.2), HalvedL2()):
+        assert eval(repr(reg), vars(gpureg)) == reg
+    assert repr(L1L2(0.1, 0.2)) == "L1L2(l1=0.1, l2=0.2)"
+
+
+def test_lower_case_names_are_the_same_classes() -> None:
+    assert (gpureg.l1, gpureg.l2, gpureg.l1_l2) == (L1, L2, L1L2)
+
+
+def test_the_base_has_no_penalty() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        Regularizer()  # type: ignore[abstract]
+
+
+def test_a_class_of_a_users_own_needs_its_coefficients_alone() -> None:
+    class Lasso(Regularizer):
+        @property
+        def coefficients(self) -> Coefficients:
+            return Coefficients(1.0, 0.0, 0.0)
+
+    assert Lasso()(np.array([1.0, -2.0])) == 3
+    assert Lasso() == Lasso()
+
+
+@given(st.floats(min_value=0, allow_nan=False, allow_infinity=False, allow_subnormal=True))
+def test_the_halved_form_is_exact(strength: float) -> None:
+    coefficients = HalvedL2(strength).coefficients
+    assert coefficients.l2 == strength / 2
+    assert coefficients.twice_l2 == strength
+    assert L2(strength).coefficients.twice_l2 == strength + strength

@@ -1,0 +1,95 @@
+"""The golden checksums are the reference's; every backend gives them, and one that does not is seen."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpureg import backends, selftest
+from gpureg.backends import Leaf, Values
+from gpureg.backends.numpy import NumpyBackend
+from tests import golden
+
+DTYPES = ["float16", "bfloat16", "float32", "float64"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_golden_checksums_are_those_of_the_reference(dtype: str) -> None:
+    computed = golden.digests(selftest.dtypes()[dtype])
+    kept = {name: digest for name, digest in selftest.golden().items() if name.startswith(f"{dtype} ")}
+    assert computed == kept
+
+
+@pytest.mark.parametrize("name", backends.NAMES)
+def test_every_usable_backend_gives_the_golden_checksums(name: str) -> None:
+    outcome = selftest.run(backends.load(name), seed=1)
+    assert outcome.failed == ()
+    assert outcome.checks == len(selftest.golden()) + 2 * len(DTYPES)
+
+
+def test_without_ml_dtypes_the_other_dtypes_are_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    outcome = selftest.run(backends.load("numpy"))
+    assert outcome.failed == ()
+    assert outcome.checks == len(selftest.golden()) * 3 // 4 + 2 * 3
+
+
+class Broken(NumpyBackend):
+    """A backend with one fault."""
+
+    def __init__(self, method: str, fault: Callable[..., Any]) -> None:
+        right = getattr(super(), method)
+        setattr(self, method, lambda *args, **kwargs: fault(right, *args, **kwargs))
+
+
+def flushes_subnormals(right: Any, leaves: Sequence[Leaf], *args: Any, **kwargs: Any) -> Values:
+    flushed = []
+    for leaf in leaves:
+        weights = leaf.weights.copy()
+        if weights.dtype == np.float32:
+            weights[np.abs(weights) < np.finfo(np.float32).tiny] = 0
+        flushed.append(leaf._replace(weights=weights))
+    result: Values = right(flushed, *args, **kwargs)
+    return result
+
+
+def drops_the_last_element(right: Any, leaves: Sequence[Leaf], *args: Any, **kwargs: Any) -> Values:
+    result: Values = right([leaf._replace(weights=leaf.weights[:-1]) for leaf in leaves], *args, **kwargs)
+    return result
+
+
+def scales_the_value(right: Any, leaves: Sequence[Leaf], *args: Any, upstream: float = 1.0, **kwargs: Any) -> Values:
+    result: Values = right(leaves, *args, upstream=upstream, **kwargs)
+    return Values(result.total * upstream, result.each)
+
+
+def makes_a_negative_zero(right: Any, leaves: Sequence[Leaf], step: float) -> None:
+    right(leaves, step)
+    for leaf in leaves:
+        leaf.weights[leaf.weights == 0] *= -1
+
+
+FAULTS = [
+    ("value", flushes_subnormals),
+    ("value", drops_the_last_element),
+    ("accumulate", scales_the_value),
+    ("proximal", makes_a_negative_zero),
+]
+
+
+@pytest.mark.parametrize(("method", "fault"), FAULTS, ids=[fault.__name__ for _, fault in FAULTS])
+def test_a_broken_backend_is_seen(method: str, fault: Callable[..., Any]) -> None:
+    assert selftest.run(Broken(method, fault)).failed
+
+
+def test_other_numbers_have_another_checksum_and_every_nan_the_same() -> None:
+    quiet = np.array([np.nan, 1.0])
+    other = np.array([-np.nan, 1.0])
+    other.view(np.uint64)[0] |= 12345
+    assert selftest.checksum(quiet) == selftest.checksum(other)
+    assert selftest.checksum(np.array([0.0])) != selftest.checksum(np.array([-0.0]))
+    assert np.isnan(other[0])
+    assert other.view(np.uint64)[0] & 0xFFF == 12345 & 0xFFF  # what is checked is not changed
