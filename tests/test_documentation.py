@@ -1,0 +1,60 @@
+"""Every example of the documentation runs, and every link within it leads somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+from sybil.document import Document
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+
+
+def run(page: Path) -> int:
+    """Run the Python blocks of a page, one after another in one namespace, and return how many there were."""
+    document = Document.parse(str(page), PythonCodeBlockParser())
+    examples = list(document.examples())
+    for example in examples:
+        example.evaluate()
+    return len(examples)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_examples_of_a_page_run(page: Path) -> None:
+    assert run(page) == page.read_text().count("```python\n")
+
+
+@pytest.mark.parametrize("block", ["assert 1 == 2", ">>> 1 + 1\n3\n", "import no_such_module"])
+def test_an_example_that_is_wrong_is_seen(tmp_path: Path, block: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n\n```python\n{block}\n```\n")
+    with pytest.raises(Exception, match=r"3|no_such_module|^$|assert"):
+        run(page)
+
+
+def broken_links(page: Path) -> list[str]:
+    """Return the targets of a page's links and pictures that are not there; addresses elsewhere are not followed."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [target for target in targets if "://" not in target and not leads_somewhere(page, target)]
+
+
+def leads_somewhere(page: Path, target: str) -> bool:
+    path, _, anchor = target.partition("#")
+    aim = (page.parent / path) if path else page
+    if not aim.exists() or not anchor:
+        return aim.exists()
+    headings = re.findall(r"^#+ (.*)$", aim.read_text(), flags=re.MULTILINE)
+    return anchor in {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_a_broken_link_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A page\n[a](page.md#a-page) [b](#a-page) [c](gone.md) [d](#gone) ![e](gone.png)\n")
+    assert broken_links(page) == ["gone.md", "#gone", "gone.png"]
