@@ -96,7 +96,7 @@ def _run(
             sums = _pass(leaf, write, (l1 != 0, l2 != 0), strength, upstream)
             each[i] = arithmetic.penalty(leaf.coefficients, strength, *sums)
         total = float(tree_sum(each)) / divisor
-    return Values(arithmetic.round_once(total, dtype), each)
+        return Values(arithmetic.round_once(total, dtype), each)
 
 
 def _pass(leaf: Leaf, write: Write, wanted: tuple[bool, bool], strength: float, upstream: float) -> tuple[float, float]:

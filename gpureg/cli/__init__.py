@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read the output has seen enough. Standard output goes, so that its flush at exit cannot fail too.
         sys.stdout = None
-        return 0
+        return 141  # as a shell has it of a program that the pipe's end has stopped
     except KeyboardInterrupt:
         return 130
 

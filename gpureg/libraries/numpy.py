@@ -1,5 +1,6 @@
 """NumPy arrays and floating scalars: a native array is a plain `numpy.ndarray`."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,8 @@ class NumpyLibrary:
         if isinstance(array, np.ma.MaskedArray):
             raise TypeError(f"{name} is a masked array, and its mask would be ignored; give {name}.filled(0)")
         native = np.asarray(array)
-        if native.dtype.name not in DTYPES:
-            raise TypeError(f"{name} has dtype {native.dtype}; expected one of {', '.join(DTYPES)}")
-        if not native.dtype.isnative:
-            given, expected = native.dtype.str, native.dtype.name
-            raise TypeError(f"{name} has dtype {given}, of the other byte order; give {name}.astype('{expected}')")
+        if not _is_taken(native.dtype):
+            raise TypeError(f"{name} has dtype {_refused(native.dtype, name)}")
         return native
 
     def writable(self, array: Any) -> bool:  # noqa: D102
@@ -39,7 +37,7 @@ class NumpyLibrary:
         return "cpu"
 
     def empty_like(self, array: Any) -> NDArray[Any]:  # noqa: D102
-        return np.empty_like(array, subok=False)
+        return np.empty_like(np.asarray(array))  # a subclass is not asked: it may have its own idea of empty_like
 
     def scalar(self, value: Any) -> Any:  # noqa: D102
         return value
@@ -56,6 +54,18 @@ class NumpyLibrary:
         except TypeError:
             return None
         return result
+
+
+@functools.cache  # a dtype's name costs as much as a small call
+def _is_taken(dtype: np.dtype[Any]) -> bool:
+    return dtype.name in DTYPES and dtype.isnative
+
+
+def _refused(dtype: np.dtype[Any], name: str) -> str:
+    """Return the rest of the error about a dtype that is not taken."""
+    if dtype.name in DTYPES:
+        return f"{dtype.str}, of the other byte order; give {name}.astype('{dtype.name}')"
+    return f"{dtype}; expected one of {', '.join(DTYPES)}"
 
 
 library = NumpyLibrary()

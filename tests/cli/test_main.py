@@ -44,10 +44,10 @@ def test_an_interrupt_is_exit_status_130(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cli.main(["check"]) == 130
 
 
-def test_a_reader_who_leaves_is_no_error() -> None:
+def test_a_reader_who_leaves_stops_it_quietly() -> None:
     command = f"'{sys.executable}' -m gpureg check | head -c 1"
     result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
-    assert result.returncode == 0
+    assert result.returncode in {0, 141}  # whether all was written before the reader left
     assert result.stderr == ""
     assert result.stdout == "g"
 
