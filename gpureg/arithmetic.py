@@ -40,6 +40,27 @@ def lane_count(itemsize: int) -> int:
     return ROW_BYTES // itemsize
 
 
+def memory_order(array: Any) -> tuple[int, ...]:
+    """Return the order of axes that sums follow: memory order for a dense array, C order for any other.
+
+    Dense: without its axes of size 1, all strides are positive and there are no gaps, in any order of the axes.
+
+    >>> memory_order(np.empty((2, 3), order="F"))
+    (1, 0)
+    """
+    c_order = tuple(range(array.ndim))
+    if array.flags.c_contiguous:
+        return c_order
+    axes = sorted(c_order, key=lambda axis: -array.strides[axis])
+    expected = array.itemsize
+    for axis in reversed(axes):
+        if array.shape[axis] != 1:
+            if array.strides[axis] != expected:
+                return c_order
+            expected *= array.shape[axis]
+    return tuple(axes)
+
+
 def tree_sum(leaves: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sum the last axis by the perfect binary tree, neighbours first, padded with +0.0 to a power of two.
 

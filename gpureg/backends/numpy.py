@@ -101,7 +101,7 @@ def _run(
 
 def _pass(leaf: Leaf, write: Write, wanted: tuple[bool, bool], strength: float, upstream: float) -> tuple[float, float]:
     """Pass once over a tensor: return the sums wanted of |w| and w*w (+0.0 for the others), and write the gradient."""
-    axes = _memory_order(leaf.weights)
+    axes = arithmetic.memory_order(leaf.weights)
     weights = _Elements(leaf.weights, axes)
     compute = arithmetic.compute_dtype(leaf.weights.dtype)
     coefficients = arithmetic.gradient_coefficients(leaf.coefficients, strength, upstream, compute)
@@ -215,7 +215,7 @@ def _gradient(x: Array, c1: Any, c2: Any, *, out: Array, scratch: Array) -> None
 
 def _proximal(weights: Array, coefficients: Coefficients, step: float) -> None:
     """Take `sign(w) * max(|w| - t, 0) / d` in place, with t = step * l1 and d = 1 + step * 2 * l2."""
-    elements = _Elements(weights, _memory_order(weights))
+    elements = _Elements(weights, arithmetic.memory_order(weights))
     compute = arithmetic.compute_dtype(weights.dtype)
     threshold = compute.type(step * coefficients.l1)
     divisor = compute.type(1 + step * coefficients.twice_l2)
@@ -289,21 +289,3 @@ def _blocks(array: Array, start: int, stop: int) -> Iterator[Array]:
         yield array[first:last]
     if last * row < stop:
         yield from _blocks(array[last], 0, stop - last * row)
-
-
-def _memory_order(array: Array) -> tuple[int, ...]:
-    """Return the order of axes that sums follow: memory order for a dense array, C order for any other.
-
-    Dense: without its axes of size 1, all strides are positive and there are no gaps, in any order of the axes.
-    """
-    c_order = tuple(range(array.ndim))
-    if array.flags.c_contiguous:
-        return c_order
-    axes = sorted(c_order, key=lambda axis: -array.strides[axis])
-    expected = array.itemsize
-    for axis in reversed(axes):
-        if array.shape[axis] != 1:
-            if array.strides[axis] != expected:
-                return c_order
-            expected *= array.shape[axis]
-    return tuple(axes)
