@@ -82,3 +82,33 @@ def type_name(thing: Any) -> str:
     """Return the name of a thing's type for an error, with its module."""
     kind = type(thing)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def check_dtype(dtype: np.dtype[Any], name: str) -> None:
+    """Refuse a dtype that is not one of DTYPES in this machine's byte order; the TypeError calls the array by `name`."""
+    if _is_taken(dtype):
+        return
+    if dtype.name in DTYPES:
+        advice = f"give {name}.astype('{dtype.name}')"
+        raise TypeError(f"{name} has dtype {dtype.str}, of the other byte order; {advice}")
+    raise TypeError(f"{name} has dtype {dtype}; expected one of {', '.join(DTYPES)}")
+
+
+@functools.cache  # a dtype's name costs as much as a small call
+def _is_taken(dtype: np.dtype[Any]) -> bool:
+    return dtype.name in DTYPES and dtype.isnative
+
+
+def numpy_dtype(dtype: Any) -> np.dtype[Any] | None:
+    """Return the NumPy dtype that NumPy and CuPy callers mean, by name too; None for what is no dtype."""
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        try:
+            import ml_dtypes  # noqa: PLC0415 - optional, and only here
+        except ModuleNotFoundError:
+            raise TypeError("dtype='bfloat16' needs ml_dtypes: pip install 'gpureg[bfloat16]'") from None
+        dtype = ml_dtypes.bfloat16
+    try:
+        result: np.dtype[Any] = np.dtype(dtype)
+    except TypeError:
+        return None
+    return result

@@ -1,6 +1,5 @@
 """NumPy arrays and floating scalars: a native array is a plain `numpy.ndarray`."""
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ from numpy.typing import NDArray
 
 from gpureg import backends
 from gpureg.backends import Backend
-from gpureg.libraries import DTYPES
+from gpureg.libraries import check_dtype, numpy_dtype
 
 
 class NumpyLibrary:
@@ -26,8 +25,7 @@ class NumpyLibrary:
         if isinstance(array, np.ma.MaskedArray):
             raise TypeError(f"{name} is a masked array, and its mask would be ignored; give {name}.filled(0)")
         native = np.asarray(array)
-        if not _is_taken(native.dtype):
-            raise TypeError(f"{name} has dtype {_refused(native.dtype, name)}")
+        check_dtype(native.dtype, name)
         return native
 
     def writable(self, array: Any) -> bool:  # noqa: D102
@@ -43,29 +41,7 @@ class NumpyLibrary:
         return value
 
     def dtype(self, dtype: Any) -> np.dtype[Any] | None:  # noqa: D102
-        if isinstance(dtype, str) and dtype == "bfloat16":
-            try:
-                import ml_dtypes  # noqa: PLC0415 - optional, and only here
-            except ModuleNotFoundError:
-                raise TypeError("dtype='bfloat16' needs ml_dtypes: pip install 'gpureg[bfloat16]'") from None
-            dtype = ml_dtypes.bfloat16
-        try:
-            result: np.dtype[Any] = np.dtype(dtype)
-        except TypeError:
-            return None
-        return result
-
-
-@functools.cache  # a dtype's name costs as much as a small call
-def _is_taken(dtype: np.dtype[Any]) -> bool:
-    return dtype.name in DTYPES and dtype.isnative
-
-
-def _refused(dtype: np.dtype[Any], name: str) -> str:
-    """Return the rest of the error about a dtype that is not taken."""
-    if dtype.name in DTYPES:
-        return f"{dtype.str}, of the other byte order; give {name}.astype('{dtype.name}')"
-    return f"{dtype}; expected one of {', '.join(DTYPES)}"
+        return numpy_dtype(dtype)
 
 
 library = NumpyLibrary()
