@@ -6,9 +6,11 @@ once, and the scratch memory is a few chunks, whatever the size of the tensor.
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from enum import Enum
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,77 +104,79 @@ def _run(
 def _pass(leaf: Leaf, write: Write, wanted: tuple[bool, bool], strength: float, upstream: float) -> tuple[float, float]:
     """Pass once over a tensor: return the sums wanted of |w| and w*w (+0.0 for the others), and write the gradient."""
     axes = arithmetic.memory_order(leaf.weights)
-    weights = _Elements(leaf.weights, axes)
     compute = arithmetic.compute_dtype(leaf.weights.dtype)
-    coefficients = arithmetic.gradient_coefficients(leaf.coefficients, strength, upstream, compute)
-    if write is Write.ADD and not any(coefficients):
+    c1, c2 = arithmetic.gradient_coefficients(leaf.coefficients, strength, upstream, compute)
+    if write is Write.ADD and c1 == 0 and c2 == 0:
         write = Write.NOTHING  # not even `g + 0`, which would turn -0.0 into +0.0
-    gradient = _Elements(leaf.gradient, axes) if write is not Write.NOTHING else None
+    weights = _Elements(leaf.weights, axes, leaf.weights.dtype)
+    gradient = _Elements(leaf.gradient, axes, compute) if write is not Write.NOTHING else None
 
     size = min(CHUNK, weights.size)
-    gathered = np.empty(0 if weights.contiguous else size, leaf.weights.dtype)
-    terms = np.empty((sum(wanted), size))
-    result, scratch = np.empty((2, size if gradient else 0), compute)
+    terms = np.empty(sum(wanted) * size)
+    new, scratch = np.empty((2, size if gradient else 0), compute)
     trees = TreeSum(), TreeSum()
+    used = [tree for tree, needed in zip(trees, wanted, strict=True) if needed]
 
     for start in range(0, weights.size, CHUNK):
         stop = min(start + CHUNK, weights.size)
-        x = weights.read(start, stop, gathered)
-        _add_chunk(trees, x, wanted, terms)
+        n = stop - start
+        x = weights.open(start, stop)
+        if used:
+            chunk = _terms(x, wanted, terms[: len(used) * n].reshape(-1, n))
+            for tree, subtree in zip(used, _sum_tiles(chunk, x.itemsize), strict=True):
+                tree.add(float(subtree))
         if gradient:
-            g, s = result[: x.size], scratch[: x.size]
-            _gradient(x, *coefficients, out=g, scratch=s)
-            if write is Write.ADD:
-                gradient.load(start, stop, out=s)
-                np.add(s, g, out=g)
-            gradient.store(start, g)
+            g = gradient.open(start, stop, read=write is Write.ADD)
+            if write is Write.STORE:
+                _gradient(x, c1, c2, out=g, scratch=scratch[:n])
+            else:
+                _gradient(x, c1, c2, out=new[:n], scratch=scratch[:n])
+                np.add(g, new[:n], out=g)
+            gradient.close(start, stop)
     return trees[0].total(), trees[1].total()
 
 
-def _add_chunk(trees: tuple[TreeSum, TreeSum], x: Array, wanted: tuple[bool, bool], terms: NDArray[np.float64]) -> None:
-    """Add the sums wanted of a chunk's |x| and x*x to their trees: the chunk is one subtree of each."""
-    itemsize = x.dtype.itemsize
-    squares = terms[-1, : x.size] if terms.size else np.empty(0)
-    if any(wanted):
-        np.copyto(squares, x)  # exact: float64 holds every value of every dtype
+def _terms(x: Array, wanted: tuple[bool, bool], out: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Write the terms of the sums wanted, |x| and then x*x, a row of `out` each, and return it."""
+    np.copyto(out[-1], x)  # exact: float64 holds every value of every dtype
     if wanted[0]:
-        absolutes = terms[0, : x.size]
-        np.abs(squares, out=absolutes)
-        trees[0].add(_sum_tiles(absolutes, itemsize))
+        np.abs(out[-1], out=out[0])
     if wanted[1]:
-        # |x| takes the same square; where both are wanted they lie in two rows, else in one.
-        np.multiply(squares, squares, out=squares)
-        trees[1].add(_sum_tiles(squares, itemsize))
+        np.multiply(out[-1], out[-1], out=out[-1])
+    return out
 
 
-def _sum_tiles(terms: NDArray[np.float64], itemsize: int) -> float:
-    """Sum the terms of consecutive tiles, the last of which may be ragged: rows to lanes, lanes to tiles, tiles to one.
+def _sum_tiles(terms: NDArray[np.float64], itemsize: int) -> NDArray[np.float64]:
+    """Sum rows of terms of consecutive tiles, the last of which may be ragged: rows of a tile to lanes, lanes to tiles.
 
     A lane's sum is never -0.0, for its terms are not; so what is absent may be left out instead of adding +0.0.
     """
     tile, lanes = arithmetic.tile_size(itemsize), arithmetic.lane_count(itemsize)
-    whole, rest = divmod(terms.size, tile)
-    sums = np.empty(whole + (rest > 0))
+    count, size = terms.shape
+    whole, rest = divmod(size, tile)
+    sums = np.empty((count, whole + (rest > 0)))
     if whole:
-        sums[:whole] = tree_sum(_sum_rows(terms[: whole * tile].reshape(whole, ROWS, lanes)))
+        sums[:, :whole] = tree_sum(_sum_rows(terms[:, : whole * tile].reshape(count, whole, ROWS, lanes)))
     if rest:
         rows, part = divmod(rest, lanes)
-        ragged = terms[whole * tile :]
-        lane_sums = np.zeros(lanes if rows else part)
+        ragged = terms[:, whole * tile :]
+        lane_sums = np.zeros((count, lanes if rows else part))
         if rows:
-            lane_sums = _sum_rows(ragged[: rows * lanes].reshape(1, rows, lanes))[0]
-        lane_sums[:part] += ragged[rows * lanes :]
-        sums[whole] = tree_sum(lane_sums)
-    return float(tree_sum(sums))
+            lane_sums = _sum_rows(ragged[:, : rows * lanes].reshape(count, 1, rows, lanes))[:, 0]
+        lane_sums[:, :part] += ragged[:, rows * lanes :]
+        sums[:, whole] = tree_sum(lane_sums)
+    return tree_sum(sums)
 
 
 def _sum_rows(terms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sum (tiles, rows, lanes) over the rows, one after another from row 0 on, as arithmetic.md has it."""
-    if _reduces_in_order():
-        return cast("NDArray[np.float64]", np.add.reduce(terms, axis=1))
-    sums = terms[:, 0].copy()
-    for row in range(1, terms.shape[1]):
-        sums += terms[:, row]
+    """Sum (sums, tiles, rows, lanes) over the rows, one after another from row 0 on, as arithmetic.md has it."""
+    return np.add.reduce(terms, axis=2) if _reduces_in_order() else _sum_rows_by_hand(terms)
+
+
+def _sum_rows_by_hand(terms: NDArray[np.float64]) -> NDArray[np.float64]:
+    sums = terms[:, :, 0].copy()
+    for row in range(1, terms.shape[2]):
+        sums += terms[:, :, row]
     return sums
 
 
@@ -183,15 +187,12 @@ def _reduces_in_order() -> bool:
     It is a third faster than adding the rows by hand, but its order is not promised. So it is asked, once, with terms
     of such different sizes that any other order gives other bits, in the shapes that are used.
     """
-    for tiles in (1, 2):
-        for lanes in map(arithmetic.lane_count, (2, 4, 8)):
-            index = np.arange(tiles * ROWS * lanes).reshape(tiles, ROWS, lanes)
-            terms = np.ldexp(np.abs(np.sin(index)), index % 53)
-            by_hand = terms[:, 0].copy()
-            for row in range(1, ROWS):
-                by_hand += terms[:, row]
-                if not np.array_equal(np.add.reduce(terms[:, : row + 1].copy(), axis=1), by_hand):
-                    return False
+    for shape in itertools.product((1, 2), (1, 2), (ROWS,), map(arithmetic.lane_count, (2, 4, 8))):
+        index = np.arange(math.prod(shape)).reshape(shape)
+        terms = np.ldexp(np.abs(np.sin(index)), index % 53)
+        for rows in (2, 3, ROWS - 1, ROWS):
+            if not np.array_equal(np.add.reduce(terms[:, :, :rows], axis=2), _sum_rows_by_hand(terms[:, :, :rows])):
+                return False
     return True
 
 
@@ -200,31 +201,32 @@ def _gradient(x: Array, c1: Any, c2: Any, *, out: Array, scratch: Array) -> None
     if c1 == 0 and c2 == 0:
         out.fill(0)
         return
-    np.copyto(out, x)  # exact
+    if x.dtype != out.dtype:
+        np.copyto(out, x)  # exact
+        x = out
     if c1 == 0:
-        np.multiply(out, c2, out=out)
+        np.multiply(x, c2, out=out)
         return
-    np.sign(out, out=scratch)  # +0.0 for both zeros, NaN for NaN
-    np.multiply(scratch, c1, out=scratch)
-    if c2 == 0:
-        np.copyto(out, scratch)
-    else:
-        np.multiply(out, c2, out=out)
-        np.add(scratch, out, out=out)
+    first = out if c2 == 0 else scratch
+    np.sign(x, out=first)  # +0.0 for both zeros, NaN for NaN
+    np.multiply(first, c1, out=first)
+    if c2 != 0:
+        np.multiply(x, c2, out=out)
+        np.add(first, out, out=out)
 
 
 def _proximal(weights: Array, coefficients: Coefficients, step: float) -> None:
     """Take `sign(w) * max(|w| - t, 0) / d` in place, with t = step * l1 and d = 1 + step * 2 * l2."""
-    elements = _Elements(weights, arithmetic.memory_order(weights))
     compute = arithmetic.compute_dtype(weights.dtype)
     threshold = compute.type(step * coefficients.l1)
     divisor = compute.type(1 + step * coefficients.twice_l2)
-    size = min(CHUNK, elements.size)
-    scratch, result = np.empty((2, size), compute), np.empty(size, weights.dtype)
+    elements = _Elements(weights, arithmetic.memory_order(weights), weights.dtype)
+    scratch = np.empty((2, min(CHUNK, elements.size)), compute)
     for start in range(0, elements.size, CHUNK):
         stop = min(start + CHUNK, elements.size)
+        w = elements.open(start, stop)
         x, signs = scratch[:, : stop - start]
-        elements.load(start, stop, out=x)
+        np.copyto(x, w)
         np.sign(x, out=signs)
         np.abs(x, out=x)
         np.subtract(x, threshold, out=x)
@@ -232,41 +234,47 @@ def _proximal(weights: Array, coefficients: Coefficients, step: float) -> None:
         np.multiply(signs, x, out=x)
         if coefficients.twice_l2 != 0:
             np.divide(x, divisor, out=x)
-        rounded = result[: stop - start]
-        np.copyto(rounded, x, casting="unsafe")
+        np.copyto(w, x, casting="unsafe")
         # A zero result is +0.0, also where rounding a small negative number made the zero.
-        np.add(rounded, rounded.dtype.type(0), out=rounded)
-        elements.store(start, rounded)
+        np.add(w, w.dtype.type(0), out=w)
+        elements.close(start, stop)
 
 
 class _Elements:
-    """The elements of an array in a given order of its axes, read and written by range, whatever its layout."""
+    """The elements of an array in a given order of its axes, opened by range as numbers of a given dtype.
 
-    def __init__(self, array: Array, axes: tuple[int, ...]) -> None:
+    What is opened is a view where the elements lie side by side and have the dtype; else a buffer, which `close` writes
+    back, rounding to the array's dtype.
+    """
+
+    def __init__(self, array: Array, axes: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         view = array.transpose(axes)
+        contiguous = view.flags.c_contiguous
         self.size = view.size
-        self.contiguous = view.flags.c_contiguous
-        self._view = view.reshape(-1) if self.contiguous else view
+        self._view = view.reshape(-1) if contiguous else view
+        self._buffer = None if contiguous and view.dtype == dtype else np.empty(min(CHUNK, view.size), dtype)
 
-    def read(self, start: int, stop: int, gathered: Array) -> Array:
-        """Return the elements start to stop, 1-d: a view if they lie side by side, else a copy in `gathered`."""
-        if self.contiguous:
+    def open(self, start: int, stop: int, *, read: bool = True) -> Array:
+        """Return the elements start to stop, 1-d; of any value, if they are not to be read."""
+        if self._buffer is None:
             return self._view[start:stop]
-        self.load(start, stop, out=gathered[: stop - start])
-        return gathered[: stop - start]
+        if read:
+            for block, part in self._blocks(start, stop):
+                np.copyto(part, block)
+        return self._buffer[: stop - start]
 
-    def load(self, start: int, stop: int, *, out: Array) -> None:
-        """Copy the elements start to stop into `out`, 1-d, converting them."""
-        filled = 0
-        for block in _blocks(self._view, start, stop):
-            np.copyto(out[filled : filled + block.size].reshape(block.shape), block, casting="unsafe")
-            filled += block.size
+    def close(self, start: int, stop: int) -> None:
+        """Write what was opened to where it belongs."""
+        if self._buffer is not None:
+            for block, part in self._blocks(start, stop):
+                np.copyto(block, part, casting="unsafe")
 
-    def store(self, start: int, values: Array) -> None:
-        """Copy `values`, 1-d, to the elements from start on, rounding them to the array's dtype."""
+    def _blocks(self, start: int, stop: int) -> Iterator[tuple[Array, Array]]:
+        """Yield views of the elements start to stop, block by block, each with its part of the buffer."""
+        assert self._buffer is not None
         taken = 0
-        for block in _blocks(self._view, start, start + values.size):
-            np.copyto(block, values[taken : taken + block.size].reshape(block.shape), casting="unsafe")
+        for block in _blocks(self._view, start, stop):
+            yield block, self._buffer[taken : taken + block.size].reshape(block.shape)
             taken += block.size
 
 

@@ -85,7 +85,7 @@ def type_name(thing: Any) -> str:
 
 
 def check_dtype(dtype: np.dtype[Any], name: str) -> None:
-    """Refuse a dtype that is not one of DTYPES in this machine's byte order; the TypeError calls the array by `name`."""
+    """Refuse a dtype that is not one of DTYPES in this machine's byte order; the error calls the array by `name`."""
     if _is_taken(dtype):
         return
     if dtype.name in DTYPES:

@@ -1,0 +1,9 @@
+"""Benchmarks against the plain expressions and the memory limit; `bench/report.py` draws figures from their data.
+
+One run, and its report:
+
+    pytest bench --benchmark-only --benchmark-max-time=0.5 --benchmark-min-rounds=9 --benchmark-json=raw.json
+    python bench/report.py raw.json --output bench/results/NAME.json
+
+The time is for each contender of each comparison, the rounds are the fewest; see `bench/race.py`.
+"""

@@ -1,0 +1,35 @@
+"""What pytest-benchmark does not know of the machine, added to its raw data."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+import gpureg
+from bench.inputs import cache_bytes, core_count
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """Add versions, cores and memory, and take out the machine's name."""
+    machine_info.pop("node", None)
+    machine_info["gpureg"] = {
+        "versions": {"gpureg": gpureg.__version__, "numpy": np.__version__, "blas": _blas()},
+        "cores": core_count(),
+        "cache_bytes": cache_bytes(),
+        "memory_bytes": _memory_bytes(),
+    }
+
+
+def _blas() -> str:
+    """Return the BLAS that NumPy was built with."""
+    built: Any = np.show_config(mode="dicts")
+    blas = built.get("Build Dependencies", {}).get("blas", {})
+    return f"{blas.get('name', 'unnamed BLAS')} {blas.get('version', '')}".strip()
+
+
+def _memory_bytes() -> int | None:
+    """Return the size of the memory, where the system says."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None

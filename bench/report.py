@@ -1,0 +1,387 @@
+"""Figures from one benchmark run: the report that is committed, and the table and the picture drawn from it.
+
+    python bench/report.py RAW.json --output bench/results/NAME.json  make a report of pytest-benchmark's JSON
+    python bench/report.py bench/results/NAME.json --table            print the table
+    python bench/report.py bench/results/NAME.json --figure OUT.svg   draw time against elements
+    python bench/report.py bench/results/NAME.json --write README.md  put the table between its markers
+    python bench/report.py bench/results/NAME.json --check README.md  exit with 1 if another table is there
+
+The markers are `<!-- bench:begin NAME -->` and `<!-- bench:end -->`, NAME being the report's file name without `.json`.
+
+A report holds only what is named here: of raw data, which knows the machine's name and its paths, nothing else is
+taken, and no text that looks like a path.
+"""
+
+import argparse
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SCHEMA = 1
+
+PERCENTILES = {"min": 0, "p10": 10, "median": 50, "p90": 90, "max": 100}
+
+LEGEND = {
+    "mode": "value: the penalty; value and gradient: both, the gradient stored; "
+    "value, gradient added: the penalty, and the gradient added to one that is there",
+    "contender": "the code, for weights w, a gradient g and a scratch array s; NumPy's expressions on 16-bit weights "
+    "first make a float32 w of them",
+    "role": "gpureg; best: NumPy in its best form, in place and by BLAS; naive: NumPy as most write it; other: NumPy "
+    "otherwise; limit: a plain pass over the same bytes; the memory limit is the one with the lowest median",
+    "bytes": "what a pass must move, whoever makes it: the weights read (value), and the gradient written (value and "
+    "gradient), and also read (value, gradient added); temporaries, and lines read only to be written, not counted",
+    "sets": "sets of arrays that calls took turns on; 1 where the arrays stay in the last-level cache, else so many "
+    "that no call found its weights there",
+    "rounds": "rounds timed, all contenders of a comparison in turn in each, in an order that changes; a round is the "
+    "mean of so many calls",
+    "seconds": "percentiles over the rounds, of one call",
+    "gb_per_s": "bytes over the median, in 1e9 bytes a second",
+    "to_gpureg": "median over the rounds of the time over gpureg's time in the same round",
+    "to_limit": "the same over the memory limit's time",
+}
+
+COMPARED = ("mode", "dtype", "elements")
+"""What entries that were timed in turn have in common."""
+
+TABLE_DTYPE, TABLE_ELEMENTS = "float32", 2**26
+
+COLUMNS = {"gpureg": "gpureg", "best": "NumPy, best form", "naive": "NumPy, as written", "limit": "memory limit"}
+"""Roles of the table and the picture, and how they are called there."""
+
+Entry = dict[str, Any]
+Report = dict[str, Any]
+Timed = tuple[Entry, list[float]]
+"""An entry and the seconds of each round."""
+
+
+class ReportError(Exception):
+    """A file is not what it should be."""
+
+
+# From raw data to a report
+
+
+def summarise(raw: Any) -> Report:
+    """Return the report of pytest-benchmark's JSON."""
+    info, ours = _get(raw, "machine_info"), _get(raw, "machine_info", "gpureg")
+    benchmarks = _get(raw, "benchmarks")
+    if not benchmarks:
+        raise ReportError("benchmarks is empty")
+    comparisons: dict[tuple[Any, ...], list[Timed]] = {}
+    for number, benchmark in enumerate(benchmarks):
+        timed = _timed(number, benchmark)
+        comparisons.setdefault(tuple(timed[0][name] for name in COMPARED), []).append(timed)
+    return {
+        "schema": SCHEMA,
+        "date": _text(raw, "datetime", pattern=r"(\d{4}-\d\d-\d\d).*"),
+        "machine": {
+            "cpu": _text({"brand_raw": "unnamed CPU"} | _get(info, "cpu"), "brand_raw"),
+            "architecture": _text(info, "machine"),
+            "cores": _count(ours, "cores"),
+            "cache_mib": _count(ours, "cache_bytes") // 2**20,
+            "memory_gib": _get(ours, "memory_bytes") and round(_positive(ours, "memory_bytes") / 2**30),
+            "os": _text(info, "system"),
+            "kernel": _text(info, "release", pattern=r"(\d+\.\d+).*"),
+        },
+        "versions": {
+            "python": _text(info, "python_version"),
+            **{name: _text(ours, "versions", name) for name in ("numpy", "blas", "gpureg")},
+        },
+        "commit": _text(raw, "commit_info", "id", pattern=r"([0-9a-f]{7,40}|unversioned)"),
+        "uncommitted_changes": bool(_get(raw, "commit_info", "dirty")),
+        "legend": LEGEND,
+        "entries": [entry for pairs in comparisons.values() for entry in _compared(pairs)],
+    }
+
+
+def _timed(number: int, benchmark: Any) -> Timed:
+    """Return an entry, without its ratios, and the seconds of each round."""
+    where = f"benchmarks[{number}]"
+    seconds = _get(benchmark, "stats", "data", where=where)
+    if not isinstance(seconds, list) or not seconds:
+        raise ReportError(f"{where}.stats.data is {seconds!r}, not the seconds of each round")
+    for second in seconds:
+        _positive({"a round": second}, "a round", where=where)
+    quantiles = np.percentile(seconds, list(PERCENTILES.values()))
+    facts, where = _get(benchmark, "extra_info", where=where), f"{where}.extra_info"
+    moved = _count(facts, "moved_bytes", where=where)
+    entry = {
+        **{name: _text(facts, name, where=where) for name in ("mode", "contender", "dtype")},
+        "role": _text(facts, "role", where=where, pattern="(gpureg|best|naive|other|limit)"),
+        **{name: _count(facts, name, where=where) for name in ("elements", "sets", "calls")},
+        "bytes": moved,
+        "rounds": len(seconds),
+        "seconds": {name: _rounded(second) for name, second in zip(PERCENTILES, quantiles, strict=True)},
+        "gb_per_s": _rounded(moved / float(np.median(seconds)) / 1e9),
+    }
+    return entry, seconds
+
+
+def _compared(pairs: list[Timed]) -> Iterator[Entry]:
+    """Yield the entries of one comparison with their ratios."""
+    case = ", ".join(str(pairs[0][0][name]) for name in COMPARED)
+    if len({len(seconds) for _, seconds in pairs}) != 1:
+        raise ReportError(f"{case}: not every contender has the same rounds, so they were not timed in turn")
+    gpureg = [seconds for entry, seconds in pairs if entry["role"] == "gpureg"]
+    limits = [seconds for entry, seconds in pairs if entry["role"] == "limit"]
+    if len(gpureg) != 1 or not limits:
+        raise ReportError(f"{case}: expected gpureg once and a limit, found {[entry['role'] for entry, _ in pairs]}")
+    limit = min(limits, key=lambda seconds: float(np.median(seconds)))
+    for entry, seconds in pairs:
+        yield entry | {"to_gpureg": ratio(seconds, gpureg[0]), "to_limit": ratio(seconds, limit)}
+
+
+def ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
+    """Return the median of the ratios round by round: what a machine's drift from round to round does not touch."""
+    return _rounded(float(np.median(np.divide(seconds, others))))
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.4g}")
+
+
+def _get(data: Any, *keys: str, where: str = "") -> Any:
+    """Return what lies under the keys, or raise a ReportError that says which is missing."""
+    for key in keys:
+        where = f"{where}.{key}" if where else key
+        if not isinstance(data, dict) or key not in data:
+            raise ReportError(f"{where} is missing")
+        data = data[key]
+    return data
+
+
+def _text(data: Any, *keys: str, where: str = "", pattern: str = "(.+)") -> str:
+    """Return a text, that part of it which the pattern captures; never one that looks like a path."""
+    text = _get(data, *keys, where=where)
+    match = re.fullmatch(pattern, text) if isinstance(text, str) else None
+    if match is None or re.search(r"[/\\]\w|~", match[1]):
+        raise ReportError(f"{'.'.join(filter(None, (where, *keys)))} is {text!r}, which is not what belongs there")
+    return match[1]
+
+
+def _positive(data: Any, *keys: str, where: str = "") -> float:
+    """Return a positive number."""
+    number = _get(data, *keys, where=where)
+    if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number < float("inf"):
+        raise ReportError(f"{'.'.join(filter(None, (where, *keys)))} is {number!r}, not a positive number")
+    return number
+
+
+def _count(data: Any, *keys: str, where: str = "") -> int:
+    """Return a positive number as an integer."""
+    return int(_positive(data, *keys, where=where))
+
+
+def dumps(report: Report) -> str:
+    """Return a report as JSON, an entry a line."""
+    head = json.dumps({name: value for name, value in report.items() if name != "entries"}, indent=2)
+    entries = ",\n".join(f"    {json.dumps(entry)}" for entry in report["entries"])
+    return f'{head[:-2]},\n  "entries": [\n{entries}\n  ]\n}}\n'
+
+
+# From a report to a table and a picture
+
+
+NEEDED = (
+    *((name,) for name in ("date", "commit", "uncommitted_changes")),
+    *(("machine", name) for name in ("cpu", "cores", "os", "kernel")),
+    *(("versions", name) for name in ("python", "numpy", "blas", "gpureg")),
+)
+NEEDED_OF_ENTRY = tuple((name,) for name in (*COMPARED, "role", "rounds"))
+"""What tables and pictures are drawn from."""
+
+
+def load(path: Path) -> Report:
+    """Return the report in a file."""
+    report = _read_json(path)
+    if _get(report, "schema") != SCHEMA:
+        raise ReportError(f"schema is {report['schema']!r}, expected {SCHEMA}; make the report again from raw data")
+    for keys in NEEDED:
+        _get(report, *keys)
+    for number, entry in enumerate(_get(report, "entries")):
+        for keys in NEEDED_OF_ENTRY:
+            _get(entry, *keys, where=f"entries[{number}]")
+        for keys in (("seconds", "median"), ("to_gpureg",)):
+            _positive(entry, *keys, where=f"entries[{number}]")
+    checked: Report = report
+    return checked
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ReportError(f"not JSON: {error}") from error
+
+
+def table(report: Report, name: str) -> str:
+    """Return the table for the README, in Markdown, with what it was measured on."""
+    entries = [e for e in report["entries"] if (e["dtype"], e["elements"]) == (TABLE_DTYPE, TABLE_ELEMENTS)]
+    if not entries:
+        raise ReportError(f"no entries of {TABLE_ELEMENTS} elements of {TABLE_DTYPE}, which the table is about")
+    mib = TABLE_ELEMENTS * np.dtype(TABLE_DTYPE).itemsize // 2**20
+    head = [f"{TABLE_DTYPE}, 2^{_exponent(TABLE_ELEMENTS)} weights ({mib} MiB)", *COLUMNS.values()]
+    rows = [
+        [mode, *(_cell(by_role(entries, mode, role)) for role in COLUMNS)]
+        for mode in dict.fromkeys(e["mode"] for e in entries)
+    ]
+    lines = [head, ["---", *["---:"] * len(COLUMNS)], *rows]
+    rounds = min(e["rounds"] for e in entries)
+    return "\n".join(
+        [
+            *(f"| {' | '.join(line)} |" for line in lines),
+            "",
+            f"Medians of at least {rounds} rounds, all timed in turn; in brackets, the time over gpureg's in the same",
+            "round. The memory limit is the fastest plain pass over the same bytes.",
+            f"{conditions(report)}.",
+            f"[All sizes, dtypes and percentiles](bench/results/{name}.json).",
+        ]
+    )
+
+
+def by_role(entries: Iterable[Entry], mode: str, role: str) -> Entry:
+    """Return the entry of a mode and a role; the fastest, where there are several."""
+    found = [e for e in entries if e["mode"] == mode and e["role"] == role]
+    if not found:
+        raise ReportError(f"{mode}: no entry of role {role}")
+    return min(found, key=lambda e: float(e["seconds"]["median"]))
+
+
+def _cell(entry: Entry) -> str:
+    own = "" if entry["role"] == "gpureg" else f" ({_figures(entry['to_gpureg'], 2)}x)"
+    return f"{_figures(entry['seconds']['median'] * 1e3, 3)} ms{own}"
+
+
+def _figures(number: float, digits: int) -> str:
+    """Return a number with so many significant digits, all before the point if it has more, and no exponent."""
+    decimals = digits - 1 - int(f"{number:e}".partition("e")[2])
+    return f"{number:.{max(decimals, 0)}f}"
+
+
+def _exponent(elements: int) -> int:
+    return elements.bit_length() - 1
+
+
+def conditions(report: Report) -> str:
+    """Return in one sentence what was measured, on what and when."""
+    machine, versions = report["machine"], report["versions"]
+    cores = f"{machine['cores']} core" + "s" * (machine["cores"] != 1)
+    changes = " with uncommitted changes" if report["uncommitted_changes"] else ""
+    return (
+        f"{machine['cpu']}, {cores}, {machine['os']} {machine['kernel']}; Python {versions['python']}, "
+        f"NumPy {versions['numpy']} ({versions['blas']}), "
+        f"gpureg {versions['gpureg']} at {report['commit'][:7]}{changes}; {report['date']}"
+    )
+
+
+def replaced(readme: str, name: str, text: str) -> str:
+    """Return a README with the text between the markers of a report."""
+    begin, end = f"<!-- bench:begin {name} -->\n", "<!-- bench:end -->"
+    before, found, rest = readme.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ReportError(f"the README has no {begin.strip()} followed by {end}")
+    return f"{before}{begin}{text}\n{end}{after}"
+
+
+LINES = {
+    "gpureg": {"color": "black", "linewidth": 2.4, "marker": "o"},
+    "best": {"color": "0.35", "linewidth": 1.4, "marker": "s"},
+    "naive": {"color": "0.6", "linewidth": 1.4, "marker": "^"},
+    "limit": {"color": "black", "linewidth": 1.2, "linestyle": (0, (4, 3))},
+}
+"""By shade, weight, marker and dashes: to be told apart without colour."""
+
+
+def figure(report: Report, path: Path) -> None:
+    """Draw time against elements, a panel a mode, on logarithmic axes."""
+    import matplotlib as mpl  # noqa: PLC0415 - only to draw
+    from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
+
+    entries = [entry for entry in report["entries"] if entry["dtype"] == TABLE_DTYPE]
+    modes = list(dict.fromkeys(entry["mode"] for entry in entries))
+    if not modes:
+        raise ReportError(f"no entries of {TABLE_DTYPE}, which the picture is about")
+    # No date and no random names in the file: the same report draws the same bytes.
+    with mpl.rc_context({"svg.hashsalt": "gpureg", "font.size": 9}):
+        rows = -(-(len(modes) + 1) // 3)  # one place is for the legend
+        drawing = Figure(figsize=(10, 1 + 2.7 * rows), layout="constrained")
+        panels = list(drawing.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).flat)
+        for panel, mode in zip(panels, modes, strict=False):
+            _panel(panel, entries, mode)
+        for above, panel in zip(panels[len(modes) - 3 :], panels[len(modes) :], strict=False):
+            panel.axis("off")
+            above.tick_params(labelbottom=True)
+        lines = panels[0].get_legend_handles_labels()
+        panels[len(modes)].legend(*lines, loc="center", frameon=False, fontsize=10)
+        caption = f"{TABLE_DTYPE}, medians. {conditions(report)}."
+        drawing.supxlabel("\n".join(["weights", "", *textwrap.wrap(caption, 140)]), fontsize=8)
+        drawing.supylabel("milliseconds", fontsize=9)
+        drawing.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _panel(axis: Any, entries: list[Entry], mode: str) -> None:
+    """Draw a mode: a line for each role."""
+    sizes = sorted({entry["elements"] for entry in entries if entry["mode"] == mode})
+    for role, label in COLUMNS.items():
+        fastest = [by_role((e for e in entries if e["elements"] == size), mode, role) for size in sizes]
+        milliseconds = [entry["seconds"]["median"] * 1e3 for entry in fastest]
+        axis.plot(sizes, milliseconds, label=label, markersize=4.5, **LINES[role])
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.minorticks_off()
+    axis.set_title(mode, fontsize=10)
+    axis.grid(color="0.9", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+# The command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, 1 if a README's table differs, 2 if a file is not as expected."""
+    parser = argparse.ArgumentParser(description="Draw benchmark figures from the data of one run.")
+    parser.add_argument("data", type=Path, help="pytest-benchmark's JSON for --output, else a report")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("-o", "--output", type=Path, metavar="REPORT", help="write the report of raw data")
+    action.add_argument("--table", action="store_true", help="print the table in Markdown")
+    action.add_argument("--figure", type=Path, metavar="PICTURE", help="draw time against elements, .svg or .png")
+    action.add_argument("--write", type=Path, metavar="README", help="put the table between its markers")
+    action.add_argument("--check", type=Path, metavar="README", help="exit with 1 if another table is there")
+    given = parser.parse_args(arguments)
+    try:
+        return _run(given)
+    except (ReportError, OSError) as error:
+        print(f"{given.data.name}: {error}" if isinstance(error, ReportError) else error, file=sys.stderr)
+        return 2
+
+
+def _run(given: argparse.Namespace) -> int:
+    if given.output:
+        given.output.write_text(dumps(summarise(_read_json(given.data))))
+        return 0
+    report, name = load(given.data), given.data.stem
+    if given.figure:
+        figure(report, given.figure)
+    elif given.table:
+        print(table(report, name))
+    else:
+        readme = given.write or given.check
+        old = readme.read_text()
+        new = replaced(old, name, table(report, name))
+        if given.write:
+            readme.write_text(new)
+        elif new != old:
+            print(f"{readme.name}: its table is not the one of {given.data.name}; run --write", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

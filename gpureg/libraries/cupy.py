@@ -1,0 +1,48 @@
+"""CuPy arrays: a native array is the array itself."""
+
+from typing import Any
+
+import cupy
+import numpy as np
+
+from gpureg import backends
+from gpureg.backends import Backend
+from gpureg.libraries import check_dtype, numpy_dtype
+
+
+class CupyLibrary:
+    """The library of CuPy arrays; see `gpureg.libraries.Library` for each method."""
+
+    name = "cupy"
+
+    def owns(self, kind: type) -> bool:  # noqa: D102
+        return issubclass(kind, cupy.ndarray)
+
+    def backend(self, native: Any) -> Backend:  # noqa: ARG002, D102
+        backend = backends.load("cuda")
+        if (reason := backend.unusable()) is not None:
+            raise RuntimeError(f"CuPy arrays cannot be computed on here: {reason}")
+        return backend
+
+    def native(self, array: Any, name: str) -> Any:  # noqa: D102
+        check_dtype(array.dtype, name)
+        return array
+
+    def writable(self, array: Any) -> bool:  # noqa: ARG002, D102
+        return True
+
+    def device(self, native: Any) -> str:  # noqa: D102
+        return f"cuda:{native.device.id}"
+
+    def empty_like(self, array: Any) -> Any:  # noqa: D102
+        with array.device:
+            return cupy.empty_like(array)
+
+    def scalar(self, value: Any) -> Any:  # noqa: D102
+        return value
+
+    def dtype(self, dtype: Any) -> np.dtype[Any] | None:  # noqa: D102
+        return numpy_dtype(dtype)
+
+
+library = CupyLibrary()

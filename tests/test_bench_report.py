@@ -1,0 +1,255 @@
+"""Reports of benchmarks: what is taken from raw data, what never is, and that no figure differs from its file."""
+
+import copy
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NAME = "2026-01-02-cpu-example"
+README = f"before\n<!-- bench:begin {NAME} -->\nold\n<!-- bench:end -->\nafter\n"
+SECRETS = ("secret-host", "secret-user", "secret-branch", "secret-project", "6.1.2")
+
+
+def _load() -> ModuleType:
+    """Import bench/report.py, which is a script and no part of the package."""
+    specification = importlib.util.spec_from_file_location("bench_report", ROOT / "bench" / "report.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+report = _load()
+
+
+def measured(role: str, seconds: list[float], mode: str = "value, L1") -> dict[str, Any]:
+    facts = {"mode": mode, "contender": f"{role}(w)", "role": role, "dtype": "float32", "elements": 2**26}
+    return {
+        "name": f"test_single[{role}]",
+        "fullname": f"/home/secret-user/bench/test_single.py::test_single[{role}]",
+        "extra_info": facts | {"moved_bytes": 2**28, "sets": 2, "calls": 1},
+        "stats": {"data": seconds, "rounds": len(seconds)},
+    }
+
+
+RAW: dict[str, Any] = {
+    "machine_info": {
+        "node": "secret-host",
+        "machine": "x86_64",
+        "python_version": "3.12.1",
+        "python_build": ["main", "/home/secret-user/python"],
+        "release": "6.1.2-secret-host",
+        "system": "Linux",
+        "cpu": {"brand_raw": "Example CPU @ 3.00GHz", "python_version": "3.12.1"},
+        "gpureg": {
+            "versions": {"gpureg": "0.1.0", "numpy": "2.3.0", "blas": "openblas 0.3"},
+            "cores": 4,
+            "cache_bytes": 2**25,
+            "memory_bytes": 2**34,
+            "folder": "/home/secret-user",
+        },
+    },
+    "commit_info": {"id": "0123456789abcdef", "dirty": False, "branch": "secret-branch", "project": "secret-project"},
+    "datetime": "2026-01-02T03:04:05+00:00",
+    "benchmarks": [
+        measured("gpureg", [0.02, 0.02, 0.08]),
+        measured("best", [0.01, 0.01, 0.04]),
+        measured("naive", [0.06, 0.05, 0.24]),
+        measured("limit", [0.004, 0.005, 0.004]),
+        measured("limit", [0.002, 0.02, 0.02]),
+    ],
+}
+
+
+@pytest.fixture
+def committed(tmp_path: Path) -> Path:
+    """Return the report of the raw data, as a file."""
+    (tmp_path / "raw.json").write_text(json.dumps(RAW))
+    path = tmp_path / f"{NAME}.json"
+    assert report.main([str(tmp_path / "raw.json"), "-o", str(path)]) == 0
+    return path
+
+
+def entry(role: str) -> Any:
+    return next(e for e in report.summarise(RAW)["entries"] if e["role"] == role)
+
+
+def changed(keys: str, value: Any) -> Any:
+    """Return the raw data with what lies under the keys replaced, or removed if the value is None."""
+    raw = copy.deepcopy(RAW)
+    *path, last = (int(key) if key.isdigit() else key for key in keys.split("."))
+    place: Any = raw
+    for key in path:
+        place = place[key]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return raw
+
+
+def test_schema(committed: Path) -> None:
+    written = json.loads(committed.read_text())
+    assert written["schema"] == 1
+    assert written["date"] == "2026-01-02"
+    assert written["machine"] == {
+        "cpu": "Example CPU @ 3.00GHz",
+        "architecture": "x86_64",
+        "cores": 4,
+        "cache_mib": 32,
+        "memory_gib": 16,
+        "os": "Linux",
+        "kernel": "6.1",
+    }
+    assert written["versions"] == {"python": "3.12.1", "numpy": "2.3.0", "blas": "openblas 0.3", "gpureg": "0.1.0"}
+    assert (written["commit"], written["uncommitted_changes"]) == ("0123456789abcdef", False)
+    assert written["entries"][0] == {
+        "mode": "value, L1",
+        "contender": "gpureg(w)",
+        "dtype": "float32",
+        "role": "gpureg",
+        "elements": 2**26,
+        "sets": 2,
+        "calls": 1,
+        "bytes": 2**28,
+        "rounds": 3,
+        "seconds": {"min": 0.02, "p10": 0.02, "median": 0.02, "p90": 0.068, "max": 0.08},
+        "gb_per_s": 13.42,
+        "to_gpureg": 1.0,
+        "to_limit": 5.0,
+    }
+    # Every figure of an entry is explained.
+    assert set(written["entries"][0]) - set(written["legend"]) == {"dtype", "elements", "calls"}
+    assert report.load(committed) == written
+
+
+def test_nothing_that_names_a_person_or_a_machine_is_taken(committed: Path) -> None:
+    assert all(secret in json.dumps(RAW) for secret in SECRETS)
+    written = committed.read_text()
+    assert not any(secret in written for secret in SECRETS)
+    assert not re.search(r"[/\\]home|\.py", written)
+
+
+@pytest.mark.parametrize(
+    "keys", ["machine_info.cpu.brand_raw", "machine_info.gpureg.versions.blas", "benchmarks.0.extra_info.contender"]
+)
+@pytest.mark.parametrize("path", ["/home/secret-user", "see /opt/x", r"C:\users", "~/x", "../x"])
+def test_a_path_where_it_does_not_belong_is_refused(keys: str, path: str) -> None:
+    with pytest.raises(report.ReportError, match="not what belongs there"):
+        report.summarise(changed(keys, path))
+
+
+def test_percentiles() -> None:
+    raw = changed("benchmarks", [measured("gpureg", [n / 10 for n in range(11, 0, -1)]), measured("limit", [0.1] * 11)])
+    seconds = report.summarise(raw)["entries"][0]["seconds"]
+    assert seconds == {"min": 0.1, "p10": 0.2, "median": 0.6, "p90": 1.0, "max": 1.1}
+
+
+def test_ratios_are_medians_of_the_ratios_in_each_round() -> None:
+    # The third round ran while the machine was four times slower: for both, and so the ratio stays.
+    assert entry("best")["to_gpureg"] == 0.5
+    assert entry("naive")["to_gpureg"] == 3.0
+    # Here the ratios of the medians would be 0.5 and 0.75.
+    assert report.ratio([1.0, 2.0, 12.0], [4.0, 1.0, 4.0]) == 2.0
+    assert report.ratio([2.0, 3.0, 4.0], [1.0, 4.0, 5.0]) == 0.8
+
+
+def test_the_limit_is_the_one_of_the_lowest_median() -> None:
+    limits = [e for e in report.summarise(RAW)["entries"] if e["role"] == "limit"]
+    assert [e["to_limit"] for e in limits] == [1.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        ("machine_info.gpureg", None, r"machine_info\.gpureg is missing"),
+        ("machine_info.gpureg.cores", 0, r"cores is 0, not a positive number"),
+        ("benchmarks", [], "benchmarks is empty"),
+        ("benchmarks.1.extra_info.mode", None, r"benchmarks\[1\]\.extra_info\.mode is missing"),
+        ("benchmarks.1.extra_info.role", "winner", r"role is 'winner'"),
+        ("benchmarks.1.stats.data", [], r"benchmarks\[1\]\.stats\.data is \[\]"),
+        ("benchmarks.1.stats.data", [0.1, -0.1, 0.1], r"benchmarks\[1\]\.a round is -0\.1"),
+        ("benchmarks.1.stats.data", [0.1, 0.1], "not timed in turn"),
+        ("benchmarks.0.extra_info.role", "other", "expected gpureg once and a limit"),
+        ("commit_info.id", "main; secret", "commit_info.id is 'main; secret'"),
+    ],
+)
+def test_malformed_raw_data_is_an_error_that_says_where(keys: str, value: Any, message: str) -> None:
+    with pytest.raises(report.ReportError, match=message):
+        report.summarise(changed(keys, value))
+
+
+def test_a_file_that_is_no_report_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, content in enumerate(["", "[]", "{}", '{"schema": 0}', '{"schema": 1}', json.dumps(RAW)]):
+        path = tmp_path / f"{number}.json"
+        path.write_text(content)
+        assert report.main([str(path), "--table"]) == 2
+        assert capsys.readouterr().err.startswith(f"{number}.json: ")
+    assert report.main([str(tmp_path / "missing.json"), "--table"]) == 2
+
+
+def test_table(committed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(["--table", str(committed)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "| float32, 2^26 weights (256 MiB) | gpureg | NumPy, best form | NumPy, as written | memory limit |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| value, L1 | 20.0 ms | 10.0 ms (0.50x) | 60.0 ms (3.0x) | 4.00 ms (0.20x) |",
+    ]
+    rest = " ".join(lines[3:])
+    for told in ("Example CPU @ 3.00GHz, 4 cores", "NumPy 2.3.0", "at 0123456;", "2026-01-02", f"{NAME}.json"):
+        assert told in rest
+
+
+def test_a_table_of_another_size_is_an_error(committed: Path) -> None:
+    committed.write_text(committed.read_text().replace(str(2**26), str(2**20)))
+    assert report.main([str(committed), "--table"]) == 2
+
+
+def test_write_and_check(committed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(README)
+    check = [str(committed), "--check", str(readme)]
+    assert report.main(check) == 1
+    assert "README.md: its table is not the one of" in capsys.readouterr().err
+    assert report.main([str(committed), "--write", str(readme)]) == 0
+    assert report.main(check) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- bench:begin")
+    assert text.endswith("<!-- bench:end -->\nafter\n")
+    assert "20.0 ms" in text
+
+    readme.write_text(text.replace("20.0 ms", "19.0 ms"))
+    assert report.main(check) == 1
+    readme.write_text(text)
+    committed.write_text(committed.read_text().replace('"median": 0.02', '"median": 0.019', 1))
+    assert report.main(check) == 1
+
+
+@pytest.mark.parametrize("readme", ["", README.replace("end", "stop"), README.replace(NAME, "other")])
+def test_a_readme_without_the_markers_is_an_error(committed: Path, tmp_path: Path, readme: str) -> None:
+    (tmp_path / "README.md").write_text(readme)
+    assert report.main([str(committed), "--check", str(tmp_path / "README.md")]) == 2
+    assert report.main([str(committed), "--write", str(tmp_path / "README.md")]) == 2
+    assert (tmp_path / "README.md").read_text() == readme
+
+
+def test_the_same_report_draws_the_same_picture(committed: Path, tmp_path: Path) -> None:
+    for name in ("first.svg", "second.svg"):
+        assert report.main([str(committed), "--figure", str(tmp_path / name)]) == 0
+    first = (tmp_path / "first.svg").read_bytes()
+    assert first == (tmp_path / "second.svg").read_bytes()
+    assert b"secret" not in first
+
+
+def test_the_tables_in_the_readme_are_those_of_committed_reports() -> None:
+    readme = ROOT / "README.md"
+    for name in re.findall(r"<!-- bench:begin (\S+) -->", readme.read_text()):
+        assert report.main([str(ROOT / "bench" / "results" / f"{name}.json"), "--check", str(readme)]) == 0
