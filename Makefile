@@ -39,8 +39,15 @@ test: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-bench
 	@mkdir -p $(OUT)
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=$(OUT)/bench-raw.json
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-max-time=0.5 --benchmark-min-rounds=9 \
+		--benchmark-columns=median,rounds --benchmark-json=$(OUT)/bench-raw.json
 	$(BIN)/python bench/report.py $(OUT)/bench-raw.json --output $(OUT)/bench.json
+	$(BIN)/python bench/report.py $(OUT)/bench.json --figure $(OUT)/bench.svg
+	$(BIN)/python bench/report.py $(OUT)/bench.json --table
+
+# That every contender is right, and a wrong one is seen: no figures.
+bench-smoke: $(VENV)/.installed-bench
+	$(BIN)/python -m pytest bench --benchmark-disable -k 'float32-1024- or wrong'
 
 dev: $(VENV)/.installed-dev
 	$(BIN)/pre-commit install
