@@ -43,7 +43,7 @@ class Format:
 
     @cached_property
     def bias(self) -> int:
-        return 2 ** (self.exponent - 1) - 1
+        return (1 << (self.exponent - 1)) - 1
 
     @cached_property
     def largest(self) -> float:
@@ -52,7 +52,7 @@ class Format:
     @cached_property
     def infinity(self) -> int:
         """The bits of infinity; those of finite numbers are below, those of NaN above."""
-        return (2**self.exponent - 1) << self.fraction
+        return ((1 << self.exponent) - 1) << self.fraction
 
     @cached_property
     def nan(self) -> int:
