@@ -325,3 +325,13 @@ def test_coefficients_of_zero_leave_a_gradient_alone(dtype: str, kind: str) -> N
     w = from_values([1.0, math.nan, math.inf, -0.0, 0.0], dtype)
     assert REGULARIZERS[kind][0].accumulate_grad(w, grad) == 0.0
     assert raw(grad).tolist() == odd
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_zero_made_by_rounding_a_proximal_step_is_positive(dtype: str) -> None:
+    """The smallest number, negative, over 1 + step * 2 * l2 is not zero where it is computed, but rounds to zero."""
+    sign = 1 << (8 * DTYPES[dtype].itemsize - 1)
+    w = np.array([sign + 1, sign + 2], f"u{DTYPES[dtype].itemsize}").view(DTYPES[dtype])
+    moved = reference.proximal(values(w), dtype, Rule(l2=4.0), 1.0)
+    assert_bits(gpureg.L2(4.0).prox_(w, 1.0), moved, dtype)
+    assert not raw(w).any()
