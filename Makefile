@@ -5,8 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= build
 
+.DELETE_ON_ERROR:
+
 # The CUDA extra that fits the driver of this machine; nothing where there is no GPU.
-CUDA = $(shell $(PYTHON) gpureg/driver.py)
+CUDA = $(shell $(PYTHON) gpureg/driver.py 2>/dev/null)
 comma := ,
 extras = .[$(1)$(if $(CUDA),$(comma)$(CUDA))]
 
@@ -16,6 +18,7 @@ help:
 	@echo 'make run      check the installation, then gpureg at work on large weights and on a real network'
 	@echo 'make test     all tests'
 	@echo 'make bench    benchmarks against the plain expressions and the memory limit, into $(OUT)/bench.json'
+	@echo 'make bench-smoke  only that what is benchmarked is right'
 	@echo 'make dev      everything to work on gpureg, in $(VENV)'
 	@echo 'make lint     style and types'
 	@echo 'make package  build the wheel and the sdist and try the wheel away from the source tree'
@@ -23,7 +26,8 @@ help:
 
 # An environment has a stamp for each set of extras, made anew when the metadata changes.
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit("gpureg needs Python 3.11 or later: make PYTHON=python3.12, say" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '$(call extras,$*)'
@@ -35,7 +39,7 @@ run: $(VENV)/.installed-demo
 	$(BIN)/gpureg demo --output $(OUT)/digits.png --json $(OUT)/digits.json
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses=auto $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-bench
 	@mkdir -p $(OUT)
@@ -61,4 +65,4 @@ package: $(VENV)/.installed-dev
 	$(BIN)/python .ci/package.py $(OUT)/dist
 
 clean:
-	rm -rf $(VENV) $(OUT) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest $(OUT) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

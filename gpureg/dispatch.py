@@ -72,11 +72,9 @@ def _gradient(library: Library, backend: Backend, w: Any, gradient: Any, name: s
     """Return a gradient as its backend takes it, once it is sure that it may be written as w's."""
     other = libraries.of(gradient, name)
     if other is not library:
-        raise TypeError(f"{name} is a {other.name} array, but w is a {library.name} one; both must be of one library")
-    native = library.native(gradient, name)
-    if native.dtype not in (w.dtype, np.float32):
-        taken = " or ".join(dict.fromkeys([w.dtype.name, "float32"]))
-        raise TypeError(f"{name} has dtype {native.dtype.name}; for {w.dtype.name} weights expected {taken}")
+        raise TypeError(f"{name} is of {other.name}, but w is of {library.name}; both must be of one library")
+    # Of the weights' dtype or float32.
+    native = library.native(gradient, name, tuple(dict.fromkeys([w.dtype.name, "float32"])))
     if native.shape != w.shape:
         raise ValueError(f"{name} has shape {native.shape}, but w has {w.shape}; the shapes must be equal")
     if (device := library.device(native)) != (home := library.device(w)):
@@ -93,7 +91,7 @@ def _check_writable(library: Library, array: Any, native: Any, name: str) -> Non
     if not library.writable(array):
         raise ValueError(f"{name} is read-only; expected an array that can be written to")
     if _overlaps_itself(native):
-        raise ValueError(f"{name} has elements that share memory with each other; each must have its own")
+        raise ValueError(f"{name} has elements that share memory with each other, or could; each must have its own")
 
 
 def _overlaps_itself(array: Any) -> bool:

@@ -27,7 +27,9 @@ def xp() -> ModuleType:
 def describe() -> dict[str, Any]:
     """Return what is installed: for each part its version, or in one line why it is not to be had; and the GPUs."""
     found = driver.find()
-    install_cupy = f"not installed; for GPU arrays: pip install 'gpureg[{driver.extra(found) or 'cuda13'}]'"
+    extra = driver.extra(found)
+    needed = f"pip install 'gpureg[{extra}]'" if extra else "an NVIDIA driver for CUDA 12 or later first"
+    install_cupy = f"not installed; for GPU arrays: {needed}"
     if isinstance(found, driver.Driver):
         version = {"version": "runs CUDA {}.{}".format(*found.cuda), "reason": None}
     else:
@@ -46,18 +48,21 @@ def _package(name: str, missing: str) -> dict[str, str | None]:
     """Return a package's version, or why it cannot be imported."""
     try:
         return {"version": import_module(name).__version__, "reason": None}
-    except ModuleNotFoundError:
-        return {"version": None, "reason": missing}
-    except Exception as error:
-        return {"version": None, "reason": f"installed, but fails to import: {str(error).partition(chr(10))[0]}"}
+    except Exception as error:  # a half-installed CUDA fails in its own ways, and this is to say how
+        return {"version": None, "reason": _reason(name, error, missing)}
 
 
 def _nvrtc(missing: str) -> dict[str, str | None]:
     """Return the version of the compiler that makes the kernels, as CuPy finds it."""
     try:
-        major, minor = import_module("cupy.cuda.nvrtc").getVersion()
-    except ModuleNotFoundError:
-        return {"version": None, "reason": missing}
-    except Exception as error:
-        return {"version": None, "reason": f"not usable: {str(error).partition(chr(10))[0]}"}
+        major, minor = import_module("cupy").cuda.nvrtc.getVersion()
+    except Exception as error:  # as in `_package`
+        return {"version": None, "reason": _reason("cupy", error, missing)}
     return {"version": f"{major}.{minor}", "reason": None}
+
+
+def _reason(package: str, error: Exception, missing: str) -> str:
+    """Return `missing` if the package itself is what was not found, else how it fails."""
+    if isinstance(error, ModuleNotFoundError) and error.name == package:
+        return missing
+    return f"installed, but fails to import: {str(error).partition(chr(10))[0]}"

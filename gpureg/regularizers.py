@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields, is_dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -11,12 +11,12 @@ from gpureg import dispatch
 from gpureg.arithmetic import Coefficients
 
 
-@dataclass(frozen=True)
 class Regularizer(ABC):
     """A penalty `l1 * sum|w| + l2 * sum w*w`, its gradient and its proximal step, for weights of any shape.
 
-    `L1`, `L2`, `L1L2` and `HalvedL2` derive from it and name the coefficients. Regularizers are immutable; two of
-    one class with the same coefficients are equal and have the same hash.
+    `L1`, `L2`, `L1L2` and `HalvedL2` derive from it and name the coefficients. They are immutable; two of one class
+    with the same coefficients are equal and have the same hash. A class of your own says its `coefficients`; as a
+    frozen dataclass it gets the rest as well.
 
     Weights are float16, bfloat16, float32 or float64, of any layout and size. Every method computes where they live,
     in one pass over memory, and gives the same bits everywhere. A method raises a TypeError for what is not an array
@@ -24,7 +24,7 @@ class Regularizer(ABC):
     """
 
     def __post_init__(self) -> None:
-        for field in fields(self):
+        for field in _fields(self):
             object.__setattr__(self, field.name, _coefficient(field.name, getattr(self, field.name), field.default))
 
     @property
@@ -162,7 +162,7 @@ class Regularizer(ABC):
         >>> L1L2(l1=0.1, l2=0.2).get_config()
         {'l1': 0.1, 'l2': 0.2}
         """
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {field.name: getattr(self, field.name) for field in _fields(self)}
 
     @classmethod
     def from_config(cls, config: dict[str, float]) -> Self:
@@ -298,6 +298,13 @@ l2 = L2
 l1_l2 = L1L2
 
 
+def _fields(regularizer: Any) -> "tuple[Field[Any], ...]":
+    """Return the coefficients as dataclass fields."""
+    if not is_dataclass(regularizer):
+        raise TypeError(f"{type(regularizer).__name__} is no dataclass, so it must have a get_config of its own")
+    return fields(regularizer)
+
+
 def _coefficient(name: str, given: Any, default: Any = None) -> float:
     """Return a coefficient as a float; None means the default, as in Keras."""
     given = default if given is None else given
@@ -308,4 +315,11 @@ def _coefficient(name: str, given: Any, default: Any = None) -> float:
             number = math.inf
         if 0 <= number < math.inf:
             return abs(number)  # a coefficient of -0.0 is the same one as 0.0
-    raise ValueError(f"{name} must be a finite number that is not negative, not {given!r}")
+    raise ValueError(f"{name} must be a finite number that is not negative, not {_shown(given)}")
+
+
+def _shown(given: Any) -> str:
+    try:
+        return repr(given)
+    except ValueError:  # an integer of more digits than Python writes
+        return "one far too large"

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 _BLOCK = 2**16
 """Elements made at a time: few enough to stay in the cache."""
 
+SEEDS = 2**24
+"""How many seeds there are."""
+
 _FRACTION_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 
 
@@ -19,7 +22,7 @@ def integers(start: int, stop: int, seed: int) -> NDArray[np.uint64]:
 
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 
-    Sequences of different seeds have no element in common before their 2**40th.
+    Sequences of different seeds, from 0 to SEEDS - 1, have no element in common before their 2**40th.
 
     >>> integers(0, 2, seed=0)
     array([16294208416658607535,  7960286522194355700], dtype=uint64)
@@ -45,7 +48,8 @@ def weights(size: int, dtype: Any = np.float32, *, seed: int = 0) -> NDArray[Any
     result = np.empty(size, dtype)
     for start in range(0, size, _BLOCK):
         stop = min(start + _BLOCK, size)
-        bytes_ = integers(start, stop, seed).view(np.uint8).reshape(-1, 8)[:, :6]
+        # Bytes as a little-endian machine lays them, on every machine.
+        bytes_ = integers(start, stop, seed).astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)[:, :6]
         total = bytes_.sum(axis=1, dtype=np.int32) * 2 - 6 * 255
         np.copyto(result[start:stop], total.astype(np.float32) * np.float32(2.0**-13), casting="unsafe")
     return result
@@ -59,7 +63,6 @@ def random_bits(size: int, dtype: Any, *, seed: int = 0) -> NDArray[Any]:
     """
     kind = np.dtype(dtype)
     raw = integers(0, -(-size * kind.itemsize // 8), seed)
-    # Bytes as a little-endian machine lays them, on every machine.
     return np.frombuffer(raw.astype("<u8").tobytes()[: size * kind.itemsize], kind.newbyteorder("<")).astype(kind)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpureg import backends, samples
+from gpureg import arithmetic, backends, samples
 from gpureg.arithmetic import Coefficients, lane_count, tile_size, tree_sum
 from gpureg.backends import Backend, Leaf
 
@@ -26,6 +26,8 @@ COEFFICIENTS = {
     "HalvedL2": Coefficients(l1=0.0, l2=0.15, twice_l2=0.3),
     "L1L2": Coefficients(l1=0.7, l2=0.3, twice_l2=0.6),
 }
+
+_ABS, _SQUARES = Coefficients(1.0, 0.0, 0.0), Coefficients(0.0, 1.0, 2.0)
 
 _FRESH_SIZE = 2**20 + 3
 _PIECE_TILES = 4
@@ -108,39 +110,59 @@ def golden() -> dict[str, str]:
 
 
 class Outcome(NamedTuple):
-    """How a backend did: how many checks were made, and the names of those that failed."""
+    """How a backend did: the comparisons made with known checksums and over fresh weights, and those that failed."""
 
-    checks: int
+    golden: int
+    fresh: int
     failed: tuple[str, ...]
 
 
 def run(backend: Backend, seed: int = 0) -> Outcome:
-    """Compare all that a backend computes with the known checksums, and fresh weights of a seed with NumPy's bits."""
-    expected = golden()
-    found: dict[str, str] = {}
+    """Compare all that a backend computes with the known checksums, and of fresh weights of a seed what must agree.
+
+    Fresh weights are more than a chunk or a group of tiles. Whole, they must give NumPy's bits and those of their
+    pieces.
+    """
+    known = golden()
+    found = {name: digest for dtype in dtypes().values() for name, digest in digests(backend, dtype)}
+    failed = [name for name in found if found[name] != known.get(name)]
+    fresh = 0
     for dtype in dtypes().values():
-        found |= dict(digests(backend, dtype))
-        fresh, name = samples.wide(_FRESH_SIZE, dtype, seed=seed), f"{dtype.name} fresh {seed}"
-        expected[name] = checksum(_sums(backends.load("numpy"), fresh))
-        found[name] = checksum(_sums(backend, fresh))
-        expected[f"{name} in pieces"] = found[name]
-        found[f"{name} in pieces"] = checksum(_pieces(backend, fresh))
-    failed = [name for name in found if found[name] != expected.get(name)]
-    return Outcome(len(found), tuple(failed))
+        for name, coefficients in COEFFICIENTS.items():
+            weights = samples.wide(_FRESH_SIZE, dtype, seed=seed)
+            whole = checksum(*_everything(backend, weights, coefficients))
+            others = {
+                "NumPy's": checksum(*_everything(backends.load("numpy"), weights, coefficients)),
+                "in pieces": checksum(*_pieces(backend, weights, coefficients)),
+            }
+            fresh += len(others)
+            failed += [f"{dtype.name} fresh {seed} {name} {other}" for other in others if others[other] != whole]
+    return Outcome(len(found), fresh, tuple(failed))
 
 
-def _sums(backend: Backend, weights: Array) -> Array:
-    """Return sum|w| and sum w*w in float64."""
-    leaves = [Leaf(backend.from_numpy(weights), Coefficients(*one)) for one in ((1.0, 0.0, 0.0), (0.0, 1.0, 2.0))]
-    return backend.to_numpy(backend.value(leaves, np.dtype(np.float64)).each)
+def _everything(backend: Backend, weights: Array, coefficients: Coefficients) -> list[Array]:
+    """Return the penalty in float64, the gradient, the same added to ones, and the weights after a proximal step."""
+    leaf = Leaf(backend.from_numpy(weights), coefficients, backend.from_numpy(np.empty_like(weights)))
+    added = leaf._replace(gradient=backend.from_numpy(np.ones_like(weights)))
+    penalty = backend.value_and_gradient([leaf], np.dtype(np.float64)).total
+    backend.accumulate([added], np.dtype(np.float64))
+    backend.proximal([leaf], 0.01)
+    return [backend.to_numpy(array) for array in (penalty, leaf.gradient, added.gradient, leaf.weights)]
 
 
-def _pieces(backend: Backend, weights: Array) -> Array:
-    """Return what `_sums` returns, from the sums of pieces of whole tiles: each is a subtree of the sum of all."""
+def _pieces(backend: Backend, weights: Array, coefficients: Coefficients) -> list[Array]:
+    """Return what `_everything` returns, made of pieces of whole tiles: each is a subtree of the sum of all."""
     piece = _PIECE_TILES * tile_size(weights.itemsize)
-    sums = [_sums(backend, weights[start : start + piece]) for start in range(0, weights.size, piece)]
-    with np.errstate(all="ignore"):
-        return tree_sum(np.array(sums).T)
+    pieces = [weights[start : start + piece] for start in range(0, weights.size, piece)]
+    _, *arrays = zip(*(_everything(backend, part, coefficients) for part in pieces), strict=True)
+    sums = [tree_sum(np.array([_sum(backend, part, one) for part in pieces])) for one in (_ABS, _SQUARES)]
+    penalty = arithmetic.penalty(coefficients, 1.0, *map(float, sums))
+    return [np.array(penalty), *map(np.concatenate, arrays)]
+
+
+def _sum(backend: Backend, weights: Array, one: Coefficients) -> float:
+    """Return one of the sums in float64."""
+    return float(backend.to_numpy(backend.value([Leaf(backend.from_numpy(weights), one)], np.dtype(np.float64)).total))
 
 
 def checksum(*arrays: Array) -> str:

@@ -42,7 +42,7 @@ def pytest_testnodedown(node: Any) -> None:
     _not_run.extend(getattr(node, "workeroutput", {}).get("not_run", []))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say what did not run."""
     if _not_run:
         terminalreporter.section("tests that did not run", red=True, bold=True)

@@ -1,7 +1,9 @@
 """What is refused, with which error; and that whatever is refused leaves everything as it was."""
 
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import ml_dtypes
@@ -10,6 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 import gpureg
+from gpureg import libraries
+from gpureg.libraries import DTYPES
+from gpureg.libraries.numpy import NumpyLibrary
 from gpureg.regularizers import Regularizer
 
 REG = gpureg.L1L2(l1=0.5, l2=0.25)
@@ -24,7 +29,7 @@ NOT_WEIGHTS: dict[str, tuple[Any, str]] = {
     "bytes": (b"1.0", "not bytes"),
     "type": (np.float32, "not builtins.type|not type"),
     "a dtype of numpy": (np.dtype("f4"), "not numpy.dtypes.Float32DType"),
-    "integer array": (np.arange(3), "w has dtype int64; expected one of float16, bfloat16, float32, float64"),
+    "integer array": (np.arange(3), "w has dtype int64; expected float16 or bfloat16 or float32 or float64"),
     "bool array": (np.array([True]), "dtype bool"),
     "complex array": (np.array([1j]), "dtype complex128"),
     "object array": (np.array([1.0], object), "dtype object"),
@@ -38,13 +43,15 @@ NOT_WEIGHTS: dict[str, tuple[Any, str]] = {
     "masked array": (np.ma.masked_array(W, W < 0), r"masked array.*w.filled\(0\)"),
 }
 
+UNTOUCHED = np.full(W.shape, 7, np.float32)
+
 CALLS: dict[str, Callable[[Any], Any]] = {
     "l1_loss": gpureg.l1_loss,
     "l2_loss": gpureg.l2_loss,
     "call": REG,
     "grad": REG.grad,
     "value_and_grad": REG.value_and_grad,
-    "accumulate_grad": lambda w: REG.accumulate_grad(w, np.zeros((2, 3), np.float32)),
+    "accumulate_grad": lambda w: REG.accumulate_grad(w, UNTOUCHED),
     "activity": REG.activity,
     "prox_": lambda w: REG.prox_(w, 0.1),
 }
@@ -59,6 +66,7 @@ def test_what_is_not_an_array_of_a_known_dtype_is_a_type_error(
         message = re.sub(r"\bw\b", "x", message)
     with pytest.raises(TypeError, match=message):
         call(weights)
+    assert np.all(UNTOUCHED == 7)
 
 
 def array(make: Callable[[NDArray[np.float32]], Any]) -> Any:
@@ -81,9 +89,9 @@ def repeated(gradient: NDArray[np.float32]) -> NDArray[np.float32]:
 
 REFUSED_GRADIENTS: dict[str, tuple[Callable[[NDArray[np.float32]], Any], type[Exception], str]] = {
     "list": (lambda g: g.tolist(), TypeError, "must be an array of numpy, not list"),
-    "integers": (lambda g: g.astype(np.int32), TypeError, "dtype int32"),
-    "wider": (lambda g: g.astype(np.float64), TypeError, "float64; for float32 weights expected float32$"),
-    "narrower": (lambda g: g.astype(np.float16), TypeError, "float16; for float32 weights expected float32$"),
+    "integers": (lambda g: g.astype(np.int32), TypeError, "dtype int32; expected float32$"),
+    "wider": (lambda g: g.astype(np.float64), TypeError, "float64; expected float32$"),
+    "narrower": (lambda g: g.astype(np.float16), TypeError, "float16; expected float32$"),
     "other byte order": (lambda g: g.astype(">f4"), TypeError, "other byte order"),
     "masked": (lambda g: np.ma.masked_array(g, g > 9), TypeError, "masked array"),
     "scalar": (lambda _: np.float32(0), ValueError, r"has shape \(\), but w has \(2, 3\)"),
@@ -113,6 +121,59 @@ def test_a_refused_gradient_is_left_as_it_was(
 def test_no_gradient_to_add_to_is_refused() -> None:
     with pytest.raises(TypeError, match="grad must be an array of numpy, not NoneType"):
         REG.accumulate_grad(W, None)
+
+
+class Elsewhere(np.ndarray[Any, Any]):
+    """An array of another library than NumPy, on one of its devices."""
+
+    place = "gpu:0"
+
+
+class ElsewhereLibrary(NumpyLibrary):
+    """Another library, computed on by NumPy all the same."""
+
+    name = "elsewhere"
+
+    def owns(self, kind: type) -> bool:
+        return issubclass(kind, Elsewhere)
+
+    def native(self, array: Any, name: str, dtypes: Any = DTYPES) -> Any:
+        super().native(array, name, dtypes)
+        return array
+
+    def device(self, native: Any) -> str:
+        return str(native.place)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Another library joins, as one does: by a module with its `library`, and a line in the table."""
+    module = ModuleType("elsewhere")
+    vars(module)["library"] = ElsewhereLibrary()
+    monkeypatch.setitem(sys.modules, "elsewhere", module)
+    monkeypatch.setitem(libraries._MODULES, Elsewhere.__module__.partition(".")[0], "elsewhere")
+    libraries._of_type.cache_clear()
+    yield
+    libraries._of_type.cache_clear()
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("method", ["accumulate_grad", "grad", "value_and_grad"])
+def test_a_gradient_of_another_library_or_device_is_refused_and_left_as_it_was(method: str) -> None:
+    plain = np.full(W.shape, 7, np.float32)
+    other, far = (plain.copy().view(Elsewhere) for _ in range(2))
+    far.place = "gpu:1"
+    name = "grad" if method == "accumulate_grad" else "out"
+    with pytest.raises(TypeError, match=f"{name} is of elsewhere, but w is of numpy; both must be of one library"):
+        getattr(REG, method)(W, other)
+    with pytest.raises(TypeError, match=f"{name} is of numpy, but w is of elsewhere"):
+        getattr(REG, method)(W.view(Elsewhere), plain)
+    with pytest.raises(ValueError, match=f"{name} is on gpu:1, but w is on gpu:0; both must be on one device"):
+        getattr(REG, method)(W.view(Elsewhere), far)
+    for gradient in (plain, other, far):
+        assert np.all(np.asarray(gradient) == 7)
+    getattr(REG, method)(W.view(Elsewhere), other)
+    assert not np.any(np.asarray(other) == 7)
 
 
 OVERLAPS: dict[str, Callable[[NDArray[np.float32]], tuple[Any, Any]]] = {
@@ -176,7 +237,7 @@ def test_a_gradient_has_the_dtype_of_the_weights_or_float32(weights: np.dtype[An
         assert REG.grad(w, out=out) is out
         assert REG.accumulate_grad(w, out) == REG(w)
     else:
-        with pytest.raises(TypeError, match=f"has dtype {gradient}; for {weights} weights expected {weights}"):
+        with pytest.raises(TypeError, match=f"has dtype {gradient}; expected {weights}"):
             REG.accumulate_grad(w, out)
 
 

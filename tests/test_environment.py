@@ -98,13 +98,34 @@ def test_the_extra_can_be_asked_before_anything_is_installed() -> None:
     assert result.stdout.strip() in {"", "cuda12", "cuda13"}
 
 
-@pytest.mark.parametrize("name", ["cupy", "ml_dtypes"])
-def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setitem(sys.modules, name, None)
-    described = environment.describe()
-    assert described[name]["version"] is None
-    assert "pip install 'gpureg[" in described[name]["reason"]
-    assert "\n" not in described[name]["reason"]
+@pytest.mark.parametrize(
+    ("found", "advice"),
+    [("no NVIDIA driver", "an NVIDIA driver for CUDA 12"), (Driver((11, 8), ("K80",)), "an NVIDIA driver for CUDA 12"),
+     (Driver((12, 4), ("L4",)), "pip install 'gpureg[cuda12]'"), (Driver((13, 0), ("B200",)), "'gpureg[cuda13]'")],
+)  # fmt: skip
+def test_a_missing_cupy_says_what_to_install(monkeypatch: pytest.MonkeyPatch, found: Driver | str, advice: str) -> None:
+    monkeypatch.setattr(driver, "find", lambda: found)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    for name in ("cupy", "nvrtc"):
+        assert advice in environment.describe()[name]["reason"]
+
+
+def test_a_missing_ml_dtypes_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert "pip install 'gpureg[bfloat16]'" in environment.describe()["ml_dtypes"]["reason"]
+
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("No module named 'fastrlock'", name="fastrlock"), OSError("libcuda")]
+)
+def test_a_package_that_lacks_something_is_not_called_missing(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(_: str) -> None:
+        raise error
+
+    monkeypatch.setattr(environment, "import_module", fail)
+    assert environment.describe()["cupy"]["reason"] == f"installed, but fails to import: {error}"
 
 
 def test_a_broken_package_says_how_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,18 +23,23 @@ def test_the_golden_checksums_are_those_of_the_reference(dtype: str) -> None:
     assert computed == kept
 
 
-@pytest.mark.parametrize("name", backends.NAMES)
+def usable_backends() -> list[str]:
+    return [name for name in backends.NAMES if backends.load(name).unusable() is None]
+
+
+@pytest.mark.parametrize("name", usable_backends())
 def test_every_usable_backend_gives_the_golden_checksums(name: str) -> None:
     outcome = selftest.run(backends.load(name), seed=1)
     assert outcome.failed == ()
-    assert outcome.checks == len(selftest.golden()) + 2 * len(DTYPES)
+    assert outcome.golden == len(selftest.golden())
+    assert outcome.fresh == 2 * len(DTYPES) * len(selftest.COEFFICIENTS)
 
 
 def test_without_ml_dtypes_the_other_dtypes_are_tested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     outcome = selftest.run(backends.load("numpy"))
     assert outcome.failed == ()
-    assert outcome.checks == len(selftest.golden()) * 3 // 4 + 2 * 3
+    assert outcome.golden == len(selftest.golden()) * 3 // 4
 
 
 class Broken(NumpyBackend):
@@ -72,7 +77,16 @@ def makes_a_negative_zero(right: Any, leaves: Sequence[Leaf], step: float) -> No
         leaf.weights[leaf.weights == 0] *= -1
 
 
+def turns_round_what_is_far_in(right: Any, leaves: Sequence[Leaf], *args: Any, **kwargs: Any) -> Any:
+    result = right(leaves, *args, **kwargs)
+    for leaf in leaves:
+        leaf.gradient[2**17 :] = leaf.gradient[2**17 :][::-1].copy()
+    return result
+
+
 FAULTS = [
+    ("value_and_gradient", turns_round_what_is_far_in),
+    ("accumulate", turns_round_what_is_far_in),
     ("value", flushes_subnormals),
     ("value", drops_the_last_element),
     ("accumulate", scales_the_value),
@@ -80,7 +94,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "fault"), FAULTS, ids=[fault.__name__ for _, fault in FAULTS])
+@pytest.mark.parametrize(("method", "fault"), FAULTS, ids=[f"{method} {fault.__name__}" for method, fault in FAULTS])
 def test_a_broken_backend_is_seen(method: str, fault: Callable[..., Any]) -> None:
     assert selftest.run(Broken(method, fault)).failed
 

@@ -108,8 +108,10 @@ def _pass(leaf: Leaf, write: Write, wanted: tuple[bool, bool], strength: float, 
     c1, c2 = arithmetic.gradient_coefficients(leaf.coefficients, strength, upstream, compute)
     if write is Write.ADD and c1 == 0 and c2 == 0:
         write = Write.NOTHING  # not even `g + 0`, which would turn -0.0 into +0.0
-    weights = _Elements(leaf.weights, axes, leaf.weights.dtype)
     gradient = _Elements(leaf.gradient, axes, compute) if write is not Write.NOTHING else None
+    if gradient is None and not any(wanted):
+        return 0.0, 0.0
+    weights = _Elements(leaf.weights, axes, leaf.weights.dtype)
 
     size = min(CHUNK, weights.size)
     terms = np.empty(sum(wanted) * size)
@@ -185,7 +187,7 @@ def _reduces_in_order() -> bool:
     """Whether `np.add.reduce` over a middle axis adds rows in order, as all of NumPy's versions so far do.
 
     It is a third faster than adding the rows by hand, but its order is not promised. So it is asked, once, with terms
-    of such different sizes that any other order gives other bits, in the shapes that are used.
+    of such different sizes that any other order gives other bits, in arrays that lie as those that are used.
     """
     for shape in itertools.product((1, 2), (1, 2), (ROWS,), map(arithmetic.lane_count, (2, 4, 8))):
         index = np.arange(math.prod(shape)).reshape(shape)

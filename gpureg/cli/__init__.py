@@ -16,7 +16,7 @@ _EPILOG = """\
 examples:
   gpureg check                 is this installation right?
   gpureg check --json          the same for a program
-  gpureg demo                  both demonstrations, about two minutes
+  gpureg demo                  both demonstrations, about a minute
 
 exit status: 0 all is well, 1 a check failed, 2 the command line is wrong or something is not installed
 """
@@ -26,13 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name and return its exit status."""
     arguments = parser().parse_args(argv)
     try:
-        return int(import_module(f"gpureg.cli.{arguments.command}").run(arguments))
+        status = int(import_module(f"gpureg.cli.{arguments.command}").run(arguments))
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:
         # Whoever read the output has seen enough. Standard output goes, so that its flush at exit cannot fail too.
         sys.stdout = None
         return 141  # as a shell has it of a program that the pipe's end has stopped
     except KeyboardInterrupt:
         return 130
+    except OSError as error:  # no room for the output, say
+        sys.stderr.write(f"gpureg: {error}\n")
+        return 2
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,25 +11,33 @@ import time
 from typing import Any
 
 import gpureg
-from gpureg import backends, environment, selftest
+from gpureg import backends, environment, samples, selftest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the fresh weights beside the fixed cases (default: 0)"
+        "--seed", type=_seed, metavar="N", help="seed of the fresh weights (default: another one each time)"
     )
+
+
+def _seed(given: str) -> int:
+    number = int(given)
+    if not 0 <= number < samples.SEEDS:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to {samples.SEEDS - 1}, not {given}")
+    return number
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the report; return 0 if every usable backend passed, else 1."""
-    report = examine(arguments.seed)
+    seed = time.time_ns() % samples.SEEDS if arguments.seed is None else arguments.seed
+    report = examine(seed)
     sys.stdout.write(json.dumps(report, indent=2) + "\n" if arguments.json else text(report))
     return 0 if report["ok"] else 1
 
 
-def examine(seed: int = 0) -> dict[str, Any]:
+def examine(seed: int) -> dict[str, Any]:
     """Return the report, of JSON's types alone."""
     rows = [_backend(name, seed) for name in backends.NAMES]
     return {
@@ -37,6 +45,7 @@ def examine(seed: int = 0) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         **environment.describe(),
+        "seed": seed,
         "backends": rows,
         "ok": all(row["failed"] == [] for row in rows if row["usable"]),
     }
@@ -50,7 +59,8 @@ def _backend(name: str, seed: int) -> dict[str, Any]:
     if reason is None:
         start = time.perf_counter()
         outcome = selftest.run(backend, seed)
-        row |= {"checks": outcome.checks, "failed": list(outcome.failed), "seconds": time.perf_counter() - start}
+        seconds = time.perf_counter() - start
+        row |= {"golden": outcome.golden, "fresh": outcome.fresh, "failed": list(outcome.failed), "seconds": seconds}
     return row
 
 
@@ -66,8 +76,9 @@ def text(report: dict[str, Any]) -> str:
         if not row["usable"]:
             lines.append(f"  {row['name']:<10} not usable: {row['reason']}")
             continue
-        passed = row["checks"] - len(row["failed"])
-        lines.append(f"  {row['name']:<10} {passed} of {row['checks']} checksums as known ({row['seconds']:.1f} s)")
+        made = f"{row['golden']} known checksums and {row['fresh']} comparisons of fresh weights, seed {report['seed']}"
+        verdict = f"{len(row['failed'])} FAILED" if row["failed"] else "all right"
+        lines.append(f"  {row['name']:<10} {made}: {verdict} ({row['seconds']:.1f} s)")
         lines += [f"  {'':<10} wrong bits: {name}" for name in row["failed"][:10]]
         if len(row["failed"]) > 10:
             lines.append(f"  {'':<10} and {len(row['failed']) - 10} more")

@@ -6,6 +6,7 @@ name of its type's package tells.
 """
 
 import functools
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol, cast
 
@@ -33,8 +34,8 @@ class Library(Protocol):
     def backend(self, native: Any) -> Backend:
         """Return the backend that computes where a native array lives."""
 
-    def native(self, array: Any, name: str) -> Any:
-        """Return an array as its backend takes it, without a copy; a TypeError names what cannot be taken."""
+    def native(self, array: Any, name: str, dtypes: Sequence[str] = DTYPES) -> Any:
+        """Return an array as its backend takes it, without a copy; a TypeError says what it is and what is taken."""
 
     def writable(self, array: Any) -> bool:
         """Return whether the array may be written to."""
@@ -67,7 +68,7 @@ def of(array: Any, name: str) -> Library:
     return library
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _of_type(kind: type) -> Library | None:
     """Return the library whose own type, or a type derived from it, this is."""
     for base in kind.__mro__:
@@ -84,19 +85,20 @@ def type_name(thing: Any) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def check_dtype(dtype: np.dtype[Any], name: str) -> None:
-    """Refuse a dtype that is not one of DTYPES in this machine's byte order; the error calls the array by `name`."""
-    if _is_taken(dtype):
+def check_dtype(dtype: np.dtype[Any], name: str, dtypes: Sequence[str]) -> None:
+    """Refuse a dtype that is not one of some in this machine's byte order; the error calls the array by `name`."""
+    dtype_name = _name_if_native(dtype)
+    if dtype_name in dtypes:
         return
-    if dtype.name in DTYPES:
+    if dtype_name is None and dtype.name in dtypes:
         advice = f"give {name}.astype('{dtype.name}')"
         raise TypeError(f"{name} has dtype {dtype.str}, of the other byte order; {advice}")
-    raise TypeError(f"{name} has dtype {dtype}; expected one of {', '.join(DTYPES)}")
+    raise TypeError(f"{name} has dtype {dtype}; expected {' or '.join(dtypes)}")
 
 
-@functools.cache  # a dtype's name costs as much as a small call
-def _is_taken(dtype: np.dtype[Any]) -> bool:
-    return dtype.name in DTYPES and dtype.isnative
+@functools.lru_cache(maxsize=64)  # a dtype's name costs as much as a small call
+def _name_if_native(dtype: np.dtype[Any]) -> str | None:
+    return dtype.name if dtype.isnative else None
 
 
 def numpy_dtype(dtype: Any) -> np.dtype[Any] | None:
@@ -109,6 +111,6 @@ def numpy_dtype(dtype: Any) -> np.dtype[Any] | None:
         dtype = ml_dtypes.bfloat16
     try:
         result: np.dtype[Any] = np.dtype(dtype)
-    except TypeError:
+    except (TypeError, ValueError):
         return None
     return result

@@ -1,5 +1,6 @@
 """CuPy arrays: a native array is the array itself."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import cupy
@@ -7,7 +8,7 @@ import numpy as np
 
 from gpureg import backends
 from gpureg.backends import Backend
-from gpureg.libraries import check_dtype, numpy_dtype
+from gpureg.libraries import DTYPES, check_dtype, numpy_dtype
 
 
 class CupyLibrary:
@@ -24,8 +25,8 @@ class CupyLibrary:
             raise RuntimeError(f"CuPy arrays cannot be computed on here: {reason}")
         return backend
 
-    def native(self, array: Any, name: str) -> Any:  # noqa: D102
-        check_dtype(array.dtype, name)
+    def native(self, array: Any, name: str, dtypes: Sequence[str] = DTYPES) -> Any:  # noqa: D102
+        check_dtype(array.dtype, name, dtypes)
         return array
 
     def writable(self, array: Any) -> bool:  # noqa: ARG002, D102

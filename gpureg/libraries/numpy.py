@@ -1,5 +1,6 @@
 """NumPy arrays and floating scalars: a native array is a plain `numpy.ndarray`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from gpureg import backends
 from gpureg.backends import Backend
-from gpureg.libraries import check_dtype, numpy_dtype
+from gpureg.libraries import DTYPES, check_dtype, numpy_dtype
 
 
 class NumpyLibrary:
@@ -21,11 +22,11 @@ class NumpyLibrary:
     def backend(self, native: NDArray[Any]) -> Backend:  # noqa: ARG002, D102
         return backends.load("numpy")
 
-    def native(self, array: Any, name: str) -> NDArray[Any]:  # noqa: D102
+    def native(self, array: Any, name: str, dtypes: Sequence[str] = DTYPES) -> NDArray[Any]:  # noqa: D102
         if isinstance(array, np.ma.MaskedArray):
             raise TypeError(f"{name} is a masked array, and its mask would be ignored; give {name}.filled(0)")
         native = np.asarray(array)
-        check_dtype(native.dtype, name)
+        check_dtype(native.dtype, name, dtypes)
         return native
 
     def writable(self, array: Any) -> bool:  # noqa: D102

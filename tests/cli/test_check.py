@@ -26,15 +26,15 @@ def test_the_text_says_what_is_there_and_that_all_is_well(capsys: pytest.Capture
     assert status == 0
     assert out.startswith(f"gpureg {gpureg.__version__}, Python ")
     assert f"numpy      {np.__version__}" in out
-    checks = len(selftest.golden()) + 8
-    assert f"numpy      {checks} of {checks} checksums as known" in out
+    assert f"numpy      {len(selftest.golden())} known checksums and 24 comparisons of fresh weights, seed " in out
+    assert ": all right (" in out
     assert out.endswith("all is well\n")
 
 
 def test_json_says_the_same_to_a_program(capsys: pytest.CaptureFixture[str]) -> None:
     status, out = run(capsys, "--json", "--seed", "3")
     report = json.loads(out)
-    assert (status, report["ok"]) == (0, True)
+    assert (status, report["ok"], report["seed"]) == (0, True, 3)
     assert report["gpureg"] == gpureg.__version__
     assert report["numpy"]["version"] == np.__version__
     row = next(row for row in report["backends"] if row["name"] == "numpy")
@@ -45,10 +45,11 @@ def test_wrong_bits_are_said_and_the_exit_status_is_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = tuple(f"float32 weights {number} L1" for number in range(12))
-    monkeypatch.setattr(selftest, "run", lambda *_: Outcome(264, failed))
+    monkeypatch.setattr(selftest, "run", lambda *_: Outcome(264, 24, failed))
     status, out = run(capsys)
     assert status == 1
-    assert "252 of 264 checksums as known" in out
+    assert "264 known checksums and 24 comparisons of fresh weights, seed " in out
+    assert ": 12 FAILED (" in out
     assert "wrong bits: float32 weights 9 L1\n" in out
     assert "and 2 more" in out
     assert out.endswith("WRONG BITS: do not trust this installation's numbers\n")
@@ -78,8 +79,8 @@ def test_a_backend_that_is_not_usable_says_why(
 
 def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "find", lambda: driver.Driver((13, 0), ("NVIDIA H200", "NVIDIA H200")))
-    monkeypatch.setattr(selftest, "run", lambda *_: Outcome(1, ()))
-    out = check.text(check.examine())
+    monkeypatch.setattr(selftest, "run", lambda *_: Outcome(1, 1, ()))
+    out = check.text(check.examine(seed=0))
     assert out.count("GPU        NVIDIA H200\n") == 2
     assert "driver     runs CUDA 13.0\n" in out
 

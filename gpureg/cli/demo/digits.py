@@ -146,7 +146,7 @@ def train(
     epochs: int,
     epoch_done: Callable[[], object] = lambda: None,
 ) -> Network:
-    """Return a network that has seen every image once an epoch, in an order of the seed's."""
+    """Return a network trained for some epochs: as many whole batches as there are, in an order of the seed's."""
     network = initial(xp, seed)
     adam = Adam(xp, flat(network))
     generator = np.random.default_rng([seed, 2])
