@@ -11,14 +11,18 @@ from tests.helpers import Array
 ROWS, COLUMNS = 2**16 + 1, 2**16
 """The last row lies beyond 2**32 elements."""
 
-pytestmark = pytest.mark.slow
+# One after the other, for both together may not fit.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("large")]
 
 
 @pytest.fixture(autouse=True)
 def _enough_memory() -> None:
-    """Skip where the tensor would not fit."""
+    """Skip where the tensor would not fit, or nobody says whether it does."""
     needed = ROWS * COLUMNS * 2 * 1.2 + 2 * 2**30
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        pytest.skip("how much memory is free is known on Linux alone")
+    fields = dict(line.split(":") for line in meminfo.read_text(encoding="ascii").splitlines())
     available = int(fields["MemAvailable"].removesuffix("kB")) * 1024
     if available < needed:
         pytest.skip(f"needs {needed / 2**30:.1f} GiB of free memory; {available / 2**30:.1f} GiB are available")
@@ -46,7 +50,6 @@ def test_sums_of_more_elements_than_32_bits_count() -> None:
 def test_gradients_of_more_elements_than_32_bits_count() -> None:
     rows = np.arange(ROWS) % 1009 - 504  # each row has a number of its own, and takes no memory
     w = np.broadcast_to(rows.astype(np.float16)[:, None], (ROWS, COLUMNS))
-    value, gradient = gpureg.L1L2(1.0, 0.5).value_and_grad(w, np.zeros(w.shape, np.float16))
-    assert value == np.float32(COLUMNS * int((np.abs(rows) + rows * rows / 2).sum()))
+    gradient = gpureg.L2(0.5).grad(w, np.zeros(w.shape, np.float16))
     for row in (0, 1, ROWS // 2, ROWS - 2, ROWS - 1):
-        assert np.all(gradient[row] == np.sign(rows[row]) + rows[row])
+        assert np.all(gradient[row] == rows[row])
