@@ -78,7 +78,7 @@ class Backend(Protocol):
         """Return whether two arrays share any memory, or might in a way too costly to rule out."""
 
 
-_MODULES = {"numpy": "gpureg.backends.numpy"}
+_MODULES = {"numpy": "gpureg.backends.numpy", "cuda": "gpureg.backends.cuda"}
 
 NAMES = tuple(_MODULES)
 """The backends there are, by name."""

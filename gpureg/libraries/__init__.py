@@ -54,7 +54,7 @@ class Library(Protocol):
 
 
 # By the top-level package of the array's type or of one of its bases.
-_MODULES = {"numpy": "gpureg.libraries.numpy"}
+_MODULES = {"numpy": "gpureg.libraries.numpy", "cupy": "gpureg.libraries.cupy"}
 
 
 def of(array: Any, name: str) -> Library:

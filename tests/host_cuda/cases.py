@@ -1,0 +1,258 @@
+"""Random calls of the kernels, and the comparison of all they return and write with the NumPy backend, bit for bit."""
+
+import functools
+import math
+import random
+import reprlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpureg import arithmetic
+from gpureg.arithmetic import Coefficients
+from gpureg.backends import Leaf
+from gpureg.backends.numpy import backend as numpy_backend
+from gpureg.compiler import Mode, penalty_pass, proximal_step
+from tests import helpers, reference
+from tests.helpers import DTYPES
+from tests.host_cuda import Build, Library
+from tests.host_cuda.backend import HostBackend, Results
+from tests.host_cuda.memory import Memory
+
+Array = NDArray[Any]
+
+PAIRS = tuple((dtype, into) for dtype in DTYPES for into in helpers.gradient_dtypes(dtype))
+"""Dtypes of weights and of their gradients."""
+
+_POOL = 2**18
+
+
+class Range(NamedTuple):
+    """What a random call is made of."""
+
+    contents: tuple[str, ...]
+    coefficients: tuple[float, ...]
+    factors: tuple[float, ...]
+    special: tuple[float, ...]  # one of these at a random place of every tenth tensor
+
+
+# In most calls nothing may hide what is wrong with a sum, as one NaN does, or one tensor that outweighs all others.
+_ORDINARY = Range(("weights", "weights", "wide", "wide", "sparse", "zeros"), (0.1, 0.3, 1.0), (0.7, -0.7, 1.0), (-0.0,))
+_WILD = Range(
+    ("weights", "wide", "tiny", "huge", "subnormals", "zeros", "largest", "infinities", "random bits"),
+    (0.1, 0.3, 1.0, 1e-30, 1e30, 1e-50, 1e300, 5e-324),
+    (0.7, -0.7, 0.0, -0.0, 1e-50, 1e-40, 1e50, 5e-324, math.inf, -math.inf, math.nan),
+    (math.nan, math.inf, -math.inf, -0.0),
+)
+
+
+class Tensor(NamedTuple):
+    """A tensor of a call: its numbers, what its gradient is before, and how many elements past alignment they lie."""
+
+    weights: Array
+    gradient: Array
+    coefficients: Coefficients
+    offsets: tuple[int, int] = (0, 0)
+
+    def __repr__(self) -> str:
+        dtypes = f"{self.weights.dtype.name} -> {self.gradient.dtype.name}"
+        return f"{self.weights.size} {dtypes} at {self.offsets} by {tuple(self.coefficients)}"
+
+
+class Case(NamedTuple):
+    """A call; a factor may be a 0-d array, which the kernels read where it is."""
+
+    mode: Mode
+    tensors: Sequence[Tensor]
+    strength: Any = 1.0
+    upstream: Any = 1.0
+    divisor: int = 1
+    seed: int = 0
+
+
+# Comparison ----------------------------------------------------------------------------------------------------------
+
+
+def check(case: Case, host: HostBackend) -> None:
+    """Assert that a call gives the bits of the NumPy backend, and touches nothing that it must not."""
+    memory = Memory(guards=host.guards)
+    placed = [_place(tensor, case.mode, memory) for tensor in case.tensors]
+    host.seed = case.seed
+    found = host.run(case.mode, placed, case.strength, case.upstream, divisor=case.divisor)
+    expected, gradients = _by_numpy(case)
+    memory.check()
+    if expected is not None:
+        _assert_same(found.each, expected.each, "each", case)
+        _assert_same(found.total, expected.total, "the total", case)
+        _assert_same(found.rounded, expected.rounded, "the rounded total", case)
+    for i, (leaf, tensor, gradient) in enumerate(zip(placed, case.tensors, gradients, strict=True)):
+        assert np.array_equal(helpers.raw(leaf.weights), helpers.raw(tensor.weights)), f"weights {i} changed: {case}"
+        if leaf.gradient is not None:
+            _assert_same(leaf.gradient, gradient, f"gradient {i}", case)
+
+
+def check_proximal(tensor: Tensor, step: float, host: HostBackend) -> None:
+    """Assert that a proximal step gives the bits of the NumPy backend."""
+    memory = Memory(guards=host.guards)
+    weights, expected = memory.place(tensor.weights, offset=tensor.offsets[0]), tensor.weights.copy()
+    host.proximal([Leaf(weights, tensor.coefficients)], step)
+    numpy_backend.proximal([Leaf(expected, tensor.coefficients)], step)
+    memory.check()
+    _assert_same(weights, expected, "the weights", (tensor, step))
+
+
+def _place(tensor: Tensor, mode: Mode, memory: Memory) -> Leaf:
+    weights = memory.place(tensor.weights, offset=tensor.offsets[0])
+    gradient = None if mode is Mode.VALUE else memory.place(tensor.gradient, offset=tensor.offsets[1])
+    return Leaf(weights, tensor.coefficients, gradient)
+
+
+def _by_numpy(case: Case) -> tuple[Results | None, list[Array]]:
+    """Return what the NumPy backend returns and writes."""
+    leaves = [Leaf(tensor.weights, tensor.coefficients, tensor.gradient.copy()) for tensor in case.tensors]
+    double, strength, factors = DTYPES["float64"], case.strength, {"strength": case.strength, "upstream": case.upstream}
+    match case.mode:
+        case Mode.VALUE:
+            values = numpy_backend.value(leaves, double, strength=strength, divisor=case.divisor)
+        case Mode.GRADIENT:
+            numpy_backend.gradient(leaves, **factors)
+            return None, [leaf.gradient for leaf in leaves]
+        case Mode.VALUE_AND_GRADIENT:
+            values = numpy_backend.value_and_gradient(leaves, double, **factors)
+        case Mode.ACCUMULATE:
+            values = numpy_backend.accumulate(leaves, double, **factors)
+    with np.errstate(over="ignore"):
+        results = Results(values.each, values.total, np.float32(values.total))
+    return results, [leaf.gradient for leaf in leaves]
+
+
+def _assert_same(found: Any, expected: Any, what: str, case: object) -> None:
+    left, right = np.atleast_1d(helpers.bits(found)), np.atleast_1d(helpers.bits(expected))
+    assert left.dtype == right.dtype
+    assert left.shape == right.shape
+    if wrong := np.flatnonzero(left != right).tolist():
+        at = wrong[0]
+        got, want = np.atleast_1d(found)[at], np.atleast_1d(expected)[at]
+        raise AssertionError(
+            f"{len(wrong)} of {left.size} of {what} differ, the first at {at}: {got!r} ({left[at]:#x}), "
+            f"expected {want!r} ({right[at]:#x}), in {reprlib.repr(case)}"
+        )
+
+
+@contextmanager
+def sizes_of(build: Build) -> Iterator[None]:
+    """Let NumPy and the reference compute with the tiles and rows of a build."""
+    with (
+        patch.object(arithmetic, "TILE_BYTES", build.tile_bytes),
+        patch.object(arithmetic, "ROW_BYTES", build.row_bytes),
+        patch.object(reference, "TILE_BYTES", build.tile_bytes),
+        patch.object(reference, "ROW_BYTES", build.row_bytes),
+    ):
+        yield
+
+
+class Calls(NamedTuple):
+    """So many random passes and proximal steps from a seed on: the modes, the dtypes, and about how many tiles."""
+
+    seed: int = 0
+    passes: int = 0
+    steps: int = 0
+    pairs: tuple[tuple[str, str], ...] = PAIRS
+    modes: tuple[Mode, ...] = tuple(Mode)
+    tiles: int = 5
+
+    def kernels(self) -> tuple[str, ...]:
+        """Return the kernels that the calls may need."""
+        terms = ((True, False), (False, True), (True, True))
+        passes = [
+            penalty_pass(weights, gradient, mode, l1=l1, l2=l2)
+            for weights, gradient in self.pairs
+            for mode in self.modes
+            for l1, l2 in terms
+        ]
+        moves = [proximal_step(weights) for weights, _ in self.pairs if self.steps]
+        return tuple(dict.fromkeys(passes + moves))
+
+    def check(self, kernels: Library, *, guards: bool = True) -> None:
+        """Make the calls and compare their bits."""
+        host = HostBackend(kernels, guards=guards)
+        with sizes_of(kernels.build):
+            for seed in range(self.seed, self.seed + self.passes):
+                check(draw(seed, self.pairs, self.modes, self.tiles), host)
+            for seed in range(self.seed, self.seed + self.steps):
+                host.seed = seed
+                check_proximal(*draw_proximal(seed, self.pairs), host)
+
+
+# Random calls --------------------------------------------------------------------------------------------------------
+
+
+def draw(seed: int, pairs: Sequence[tuple[str, str]], modes: Sequence[Mode], tiles: int) -> Case:
+    """Return a random call of tensors of these dtypes, of at most about so many tiles each."""
+    rng = random.Random(seed)
+    of = _ORDINARY if rng.random() < 0.7 else _WILD
+    count = rng.choice((1, 1, 1, 1, 2, 3, 4, 7)) if rng.random() < 0.99 else rng.choice((130, 300))
+    tensors = [_tensor(rng, of, *rng.choice(pairs), tiles if count < 5 else 0) for _ in range(count)]
+    mode = rng.choice(modes)
+    divisor = rng.choice((1, 1, 7, 128)) if mode is Mode.VALUE else 1
+    return Case(mode, tensors, _factor(rng, of), _factor(rng, of), divisor, rng.randrange(2**40))
+
+
+def draw_proximal(seed: int, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, float]:
+    """Return a random tensor and a step."""
+    rng = random.Random(seed)
+    dtype, _ = rng.choice(pairs)
+    of = rng.choice((_ORDINARY, _WILD))
+    return _tensor(rng, of, dtype, dtype, tiles=3), rng.choice((0.0, 0.01, 0.3, 1.0, 1e-30, 1e30, 1e300))
+
+
+def _tensor(rng: random.Random, of: Range, dtype: str, into: str, tiles: int) -> Tensor:
+    size = _size(rng, DTYPES[dtype].itemsize, tiles)
+    gradient = numbers(rng.choice(("weights", "wide", "zeros", "random bits")), size, into, rng.randrange(_POOL))
+    weights = numbers(rng.choice(of.contents), size, dtype, rng.randrange(_POOL))
+    if size and rng.random() < 0.1:
+        weights = weights.copy()
+        weights[rng.randrange(size)] = rng.choice(of.special)
+    l1, l2 = (0.0 if rng.random() < 0.3 else rng.choice(of.coefficients) for _ in range(2))
+    return Tensor(weights, gradient, Coefficients(l1, l2, 2 * l2), _offsets(rng, dtype, into))
+
+
+def _size(rng: random.Random, itemsize: int, tiles: int) -> int:
+    tile, lanes = arithmetic.tile_size(itemsize), arithmetic.lane_count(itemsize)
+    small = (0, 1, rng.randrange(lanes), lanes - 1, lanes, lanes + 1, rng.randrange(3 * lanes))
+    if not tiles:
+        return rng.choice(small)
+    whole = tile * rng.randint(1, tiles)
+    return rng.choice(
+        (*small, rng.randrange(tile), whole - 1, whole, whole + 1, whole + lanes, whole + rng.randrange(tile))
+    )
+
+
+def _offsets(rng: random.Random, dtype: str, into: str) -> tuple[int, int]:
+    weights, gradient = (rng.randrange(16 // DTYPES[name].itemsize) * rng.randrange(2) for name in (dtype, into))
+    return weights, gradient
+
+
+def _factor(rng: random.Random, of: Range) -> Any:
+    factor = rng.choice(of.factors) if rng.random() < 0.4 else 1.0
+    return np.array(factor) if rng.random() < 0.5 else factor
+
+
+def numbers(content: str, size: int, dtype: str, seed: int) -> Array:
+    """Return numbers of a content in `tests.helpers.CONTENTS`, never to be written to."""
+    # What tells the order of sums must lie in its own tiles; all other contents are cut out of one large array.
+    if content == "sparse" or size > _POOL:
+        return helpers.content(content, size, dtype, seed)
+    start = seed % (_POOL - size + 1)
+    return _pool(content, dtype)[start : start + size]
+
+
+@functools.cache
+def _pool(content: str, dtype: str) -> Array:
+    pool = helpers.content(content, _POOL, dtype)
+    pool.flags.writeable = False
+    return pool

@@ -1,0 +1,95 @@
+"""Tensors of more than 2**32 elements, in memory that is there only where it is written.
+
+A few groups of their tiles are run, among them the last. The rest of the call is as its other blocks would have left it
+if all their weights were zero.
+"""
+
+import mmap
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpureg import arithmetic
+from gpureg.arithmetic import Coefficients
+from gpureg.backends import Leaf
+from gpureg.backends.numpy import backend as numpy_backend
+from gpureg.compiler import Mode, penalty_pass, proximal_step
+from tests.helpers import DTYPES, bits, content
+from tests.host_cuda import Library, layout
+
+Array = NDArray[Any]
+
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; Python knows its name from 3.13 on
+
+COEFFICIENTS = Coefficients(l1=0.1, l2=0.3, twice_l2=0.6)
+
+
+class Far:
+    """A tensor of a little more than 2**32 elements, and where in it the tiles are that are run."""
+
+    def __init__(self, dtype: str, group: int) -> None:
+        self.dtype = DTYPES[dtype]
+        self.tile = arithmetic.tile_size(self.dtype.itemsize)
+        self.size = 2**32 + 2 * self.tile + 77
+        self.tiles = 2**32 // self.tile + 3
+        # A whole group where a signed offset of 32 bits turns negative, and the last, ragged one.
+        middle, end = 2**31 // self.tile, 2**32 // self.tile
+        assert middle % group == end % group == 0
+        self.blocks = [*range(middle, middle + group), *range(end, self.tiles)]
+        self.groups = -(-self.tiles // group)
+        self.parts = slice(2**31, 2**31 + group * self.tile), slice(2**32, self.size)
+
+    def reserve(self, dtype: str, contents: str) -> Array:
+        """Return zeros but in the parts that are run."""
+        kind = DTYPES[dtype]
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+        array = np.frombuffer(mmap.mmap(-1, self.size * kind.itemsize, flags=flags), kind)
+        for seed, part in enumerate(self.parts):
+            array[part] = content(contents, part.stop - part.start, dtype, seed)
+        return array
+
+
+def check_pass(kernels: Library, weights: str, into: str) -> None:
+    """Assert the bits of a value and an accumulated gradient of the far parts."""
+    group = kernels.build.row_bytes // 16
+    far = Far(weights, group)
+    w, gradient = far.reserve(weights, "weights"), far.reserve(into, "wide")
+    sums, gradients = [], [gradient[part].copy() for part in far.parts]
+    for part, added in zip(far.parts, gradients, strict=True):
+        numpy_backend.accumulate([Leaf(w[part], COEFFICIENTS, added)], DTYPES["float64"])
+        ones = [Leaf(w[part], Coefficients(*one)) for one in ((1.0, 0.0, 0.0), (0.0, 1.0, 2.0))]
+        sums.append(numpy_backend.value(ones, DTYPES["float64"]).each)
+    expected = arithmetic.penalty(COEFFICIENTS, 1.0, *(sums[0] + sums[1]))  # with zeros in between, and after
+
+    tile_sums, group_sums = np.full((far.tiles, 2), np.nan), np.zeros((far.groups, 2))
+    counters, results = np.zeros(far.groups + 2, np.uint32), np.full(3, np.nan)
+    counters[far.groups] = far.groups - len(far.parts)
+    call = np.zeros((), layout.CALL)
+    single = w.ctypes.data, gradient.ctypes.data, far.size, *COEFFICIENTS, 0, 0, 0
+    call["single"], call["count"], call["groups"], call["divisor"] = single, 1, far.groups, 1.0
+    call["strength"]["number"] = call["upstream"]["number"] = 1.0
+    call["tile_sums"], call["group_sums"] = tile_sums.ctypes.data, group_sums.ctypes.data
+    call["counters"], call["each"] = counters.ctypes.data, results.ctypes.data
+    call["total"], call["total_rounded"] = results[1:].ctypes.data, results[2:].ctypes.data
+    kernels.launch(penalty_pass(weights, into, Mode.ACCUMULATE, l1=True, l2=True), far.tiles, call, blocks=far.blocks)
+
+    assert results[:2].tolist() == [expected, expected]
+    assert not counters.any()
+    for part, added in zip(far.parts, gradients, strict=True):
+        assert np.array_equal(bits(gradient[part]), bits(added))
+
+
+def check_proximal(kernels: Library, weights: str) -> None:
+    """Assert the bits of a proximal step on the far parts."""
+    far = Far(weights, group=1)
+    moved = far.reserve(weights, "weights")
+    expected = [moved[part].copy() for part in far.parts]
+    for numbers in expected:
+        numpy_backend.proximal([Leaf(numbers, COEFFICIENTS)], 0.1)
+    step = np.array(
+        (moved.ctypes.data, far.size, 0.1 * COEFFICIENTS.l1, 1 + 0.1 * COEFFICIENTS.twice_l2, True), layout.STEP
+    )
+    kernels.launch(proximal_step(weights), far.tiles, step, blocks=far.blocks)
+    for part, numbers in zip(far.parts, expected, strict=True):
+        assert np.array_equal(bits(moved[part]), bits(numbers))

@@ -1,0 +1,16 @@
+// kernels/penalty.cu as it is, in a namespace of its own, and a list of kernels of it that can be launched.
+#include "simulator.h"
+
+namespace HOST_CUDA_COPY {
+
+#include "penalty.cu"
+
+Shared shared;
+
+#define KERNEL(...) {#__VA_ARGS__, THREADS, sizeof(Call), host::run<Call, __VA_ARGS__>, &shared, sizeof(shared)},
+const host::Kernel kernels[] = {HOST_CUDA_KERNELS};
+const host::Registration registration(kernels, sizeof(kernels) / sizeof(kernels[0]));
+
+HOST_CUDA_LAYOUT
+
+}  // namespace HOST_CUDA_COPY

@@ -1,0 +1,257 @@
+"""From a public call to the launch: the CUDA backend as it is, over a CuPy whose GPU runs the kernels on the host."""
+
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import gpureg
+from gpureg import backends, compiler, driver, selftest
+from gpureg.arithmetic import Coefficients, tile_size
+from gpureg.backends import Leaf, cuda
+from gpureg.compiler import Kernel
+from gpureg.driver import Driver
+from tests import host_cuda
+from tests.helpers import DTYPES, Array, content, gradient_dtypes, raw
+from tests.kernels.fake_cupy import Device, FakeCupy, installed
+
+REG = gpureg.L1L2(l1=0.3, l2=0.7)
+NUMPY = backends.load("numpy")
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCupy]:
+    def compiled(name: str, architecture: str) -> Kernel:
+        assert name in compiler.KERNELS
+        assert architecture == "sm_90"
+        return Kernel(name.encode(), f"symbol of {name}")
+
+    monkeypatch.setattr(compiler, "compile", compiled)
+    monkeypatch.setattr(compiler, "unusable", lambda: None)
+    monkeypatch.setattr(driver, "find", lambda: Driver((13, 0), ("NVIDIA H200", "NVIDIA H200")))
+    with installed(FakeCupy(host_cuda.launch)) as fake:
+        yield fake
+
+
+LAYOUTS: dict[str, Callable[[Array], Array]] = {
+    "C": lambda a: a,
+    "Fortran": np.asfortranarray,
+    "permuted": lambda a: np.ascontiguousarray(a.transpose(2, 0, 1)).transpose(1, 2, 0),
+    "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "reversed": lambda a: a[::-1].copy()[::-1],
+}
+
+
+def on_device(cupy: FakeCupy, array: Array) -> Any:
+    """Return a device array of the same contents and strides."""
+    lowest = sum(min(0, stride * (length - 1)) for stride, length in zip(array.strides, array.shape, strict=True))
+    highest = sum(max(0, stride * (length - 1)) for stride, length in zip(array.strides, array.shape, strict=True))
+    memory = cupy.empty((highest - lowest) // array.itemsize + 1, array.dtype)
+    view = np.lib.stride_tricks.as_strided(memory[-lowest // array.itemsize :], array.shape, array.strides, subok=True)
+    np.copyto(view, array)
+    return view
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_public_calls_have_numpys_bits_whatever_the_layout(cupy: FakeCupy, dtype: str, layout: Any) -> None:
+    w: Array = layout(content("wide", 30 * 40 * 21, dtype).reshape(30, 40, 21))
+    device = on_device(cupy, w)
+    for mine, theirs in [
+        (REG(device), REG(w)),
+        (REG.activity(device), REG.activity(w)),
+        (REG.grad(device), REG.grad(w)),
+        *zip(REG.value_and_grad(device), REG.value_and_grad(w), strict=True),
+        (gpureg.l1_loss(device, dtype="float64"), gpureg.l1_loss(w, dtype="float64")),
+        (gpureg.l2_loss(device, dtype="bfloat16"), gpureg.l2_loss(w, dtype="bfloat16")),
+    ]:
+        assert isinstance(mine, cupy.ndarray)
+        assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
+        assert np.array_equal(raw(mine.get()), raw(theirs))
+    for into in gradient_dtypes(dtype):
+        for other in LAYOUTS.values():
+            grad: Array = other(content("weights", w.size, into, seed=1).reshape(w.shape))
+            device_grad, grad = on_device(cupy, grad), grad.copy()
+            value = REG.accumulate_grad(device, device_grad)
+            assert raw(value.get()) == raw(REG.accumulate_grad(w, grad))
+            assert np.array_equal(raw(device_grad.get()), raw(grad))
+    assert REG.prox_(device, 0.01) is device
+    assert np.array_equal(raw(device.get()), raw(REG.prox_(w.copy(), 0.01)))
+
+
+def test_one_tensor_is_one_launch_of_the_kernel_it_needs(cupy: FakeCupy) -> None:
+    w = cupy.array(content("weights", 3 * tile_size(4) + 5, "float32"))
+    gpureg.L1(0.1)(w)
+    gpureg.HalvedL2(0.1).grad(w)
+    gpureg.L2(0.1).accumulate_grad(w, cupy.zeros(w.shape, np.float32))
+    gpureg.L1L2(0.0, 0.0).value_and_grad(w)
+    gpureg.L1(0.1).prox_(w, 1.0)
+    assert cupy.launches == [
+        ("penalty_pass<float, float, VALUE, true, false>", 4),
+        ("penalty_pass<float, float, GRADIENT, false, false>", 4),
+        ("penalty_pass<float, float, ACCUMULATE, false, true>", 4),
+        ("penalty_pass<float, float, VALUE_AND_GRADIENT, true, false>", 4),
+        ("proximal_step<float>", 4),
+    ]
+
+
+def test_the_self_test_passes(cupy: FakeCupy) -> None:
+    assert gpureg.xp() is cupy
+    backend = backends.load("cuda")
+    assert backend.unusable() is None
+    known = selftest.golden()
+    for dtype in selftest.dtypes().values():
+        for name, digest in selftest.digests(backend, dtype):
+            assert digest == known[name], name
+
+
+def leaves_of(seed: int, count: int) -> list[Leaf]:
+    """Return tensors of all dtypes, some of them empty, with gradients."""
+    rng = np.random.default_rng(seed)
+    leaves = []
+    for i in range(count):
+        dtype = list(DTYPES)[rng.integers(4)]
+        into = gradient_dtypes(dtype)[rng.integers(len(gradient_dtypes(dtype)))]
+        size = int(rng.choice([0, 1, 100, tile_size(4), 40_000]))
+        weights, gradient = content("wide", size, dtype, seed=i), content("weights", size, into, seed=i)
+        leaves.append(Leaf(weights, Coefficients(rng.integers(0, 3) / 8, rng.integers(0, 3) / 8, 0.3), gradient))
+    return leaves
+
+
+@pytest.mark.parametrize("count", [2, 3, 40, 200])
+def test_many_tensors_are_one_launch_for_each_pair_of_dtypes(cupy: FakeCupy, count: int) -> None:
+    leaves = leaves_of(count, count)
+    backend, double = backends.load("cuda"), np.dtype(np.float64)
+    device = [leaf._replace(weights=cupy.array(leaf.weights), gradient=cupy.array(leaf.gradient)) for leaf in leaves]
+    strength, upstream = (cupy.array(np.float64(factor)) for factor in (0.7, -3.0))
+    mine = backend.accumulate(device, double, strength=strength, upstream=upstream)
+    theirs = NUMPY.accumulate(leaves, double, strength=0.7, upstream=-3.0)
+    assert raw(mine.total.get()) == raw(theirs.total)
+    assert np.array_equal(raw(mine.each.get()), raw(theirs.each))
+    for one, other in zip(device, leaves, strict=True):
+        assert np.array_equal(raw(one.gradient.get()), raw(other.gradient))
+    assert len(cupy.launches) == len({(leaf.weights.dtype, leaf.gradient.dtype) for leaf in leaves})
+
+
+def test_no_tensor_at_all_is_zero(cupy: FakeCupy) -> None:
+    values = backends.load("cuda").value([], np.dtype(np.float32))
+    assert values.total.get() == 0
+    assert values.each.size == 0
+    assert cupy.launches == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scratch_is_a_thousandth_of_the_weights(cupy: FakeCupy, dtype: str) -> None:
+    w = cupy.array(content("weights", 2**23 // DTYPES[dtype].itemsize, dtype))
+    grad = cupy.zeros(w.shape, w.dtype)
+    before = cupy.allocated
+    REG.accumulate_grad(w, grad)
+    assert cupy.allocated - before < w.nbytes / 1000 + 2**20
+    again = cupy.allocated
+    REG.accumulate_grad(w, grad)
+    assert cupy.allocated - again < w.nbytes / 1000 + 64  # no counters any more
+
+
+def test_counters_are_kept_by_device_and_stream_and_thread(cupy: FakeCupy) -> None:
+    w = cupy.array(np.ones(10, np.float32))
+    REG(w)
+    kept = dict(cuda._Stream._counters)
+    assert list(kept) == [(0, 0, 0)]
+    REG(w)
+    assert cuda._Stream._counters == kept  # the very same
+    cupy.stream.ptr = 77
+    REG(w)
+    with Device(1):
+        far = cupy.array(np.ones(10, np.float32))
+    REG(far)  # the current device is another
+    cupy.stream.ptr = 2  # the default stream of each thread has the same address
+    thread = threading.Thread(target=lambda: REG(w))
+    thread.start()
+    thread.join()
+    REG(w)
+    keys = list(cuda._Stream._counters)
+    assert keys[:3] == [(0, 0, 0), (0, 77, 0), (1, 77, 0)]
+    assert [key[:2] for key in keys[3:]] == [(0, 2), (0, 2)]
+    assert len(set(keys)) == 5
+    assert not any(np.asarray(each).any() for each in cuda._Stream._counters.values())
+
+
+def test_counters_of_a_failed_launch_are_forgotten(cupy: FakeCupy) -> None:
+    w = cupy.array(np.ones(10, np.float32))
+    REG(w)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the launch failed")
+
+    cupy.launch, right = fail, cupy.launch
+    with pytest.raises(RuntimeError, match="the launch failed"):
+        REG(w)
+    assert cuda._Stream._counters == {}
+    cupy.launch = right
+    assert REG(w).get() == REG(np.ones(10, np.float32))
+
+
+def test_a_captured_call_keeps_memory_of_its_own(cupy: FakeCupy) -> None:
+    w, grad = (cupy.array(np.ones((50, 70), np.float32)) for _ in range(2))
+    cupy.stream = SimpleNamespace(ptr=5, is_capturing=lambda: True)
+    REG.accumulate_grad(w[:, ::2], grad[:, ::2])
+    assert cuda._Stream._counters == {}  # a graph's counters are its own
+    assert len(cuda._Stream._captured) == 5  # copies of both, results, scratch, counters
+    leaf = Leaf(w, Coefficients(1.0, 0.0, 0.0))
+    with pytest.raises(RuntimeError, match="several tensors cannot be captured"):
+        backends.load("cuda").value([leaf, leaf], np.dtype(np.float32))
+
+
+def test_what_cannot_be_used_says_why(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = cupy.array(np.ones(3, np.float32))
+    for found, reason in [
+        ("no NVIDIA driver", "no NVIDIA driver"),
+        (Driver((11, 8), ("K80",)), "runs CUDA 11.8, but 12.0 or later is needed"),
+    ]:
+        cuda._unusable.cache_clear()
+        monkeypatch.setattr(driver, "find", lambda found=found: found)
+        with pytest.raises(RuntimeError, match=f"CuPy arrays cannot be computed on here: .*{reason}"):
+            REG(w)
+    assert gpureg.xp() is np
+    monkeypatch.setattr(driver, "find", lambda: Driver((13, 0), ("H200",)))
+    monkeypatch.setattr(compiler, "unusable", lambda: "no NVRTC to compile the kernels")
+    cuda._unusable.cache_clear()
+    with pytest.raises(RuntimeError, match="no NVRTC"):
+        REG(w)
+
+
+def test_arrays_that_share_memory_are_refused(cupy: FakeCupy) -> None:
+    buffer = cupy.array(np.arange(100, dtype=np.float32))
+    with pytest.raises(ValueError, match="grad shares memory with w"):
+        REG.accumulate_grad(buffer[:60], buffer[40:])
+    REG.accumulate_grad(buffer[::2], buffer[1::2])
+    with pytest.raises(TypeError, match="grad is of numpy, but w is of cupy"):
+        REG.accumulate_grad(buffer, np.zeros(100, np.float32))
+    with Device(1):
+        far = cupy.array(np.zeros(100, np.float32))
+    with pytest.raises(ValueError, match="grad is on cuda:1, but w is on cuda:0"):
+        REG.accumulate_grad(buffer, far)
+
+
+def misaligned(cupy: FakeCupy, array: NDArray[Any]) -> Any:
+    """Return a device array at an address that is no multiple of 16 bytes."""
+    view = cupy.empty(array.size + 1, array.dtype)[1:]
+    np.copyto(view, array)
+    return view
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_misaligned_views_have_the_same_bits(cupy: FakeCupy, dtype: str) -> None:
+    w, grad = content("wide", 40_000, dtype), content("weights", 40_000, dtype)
+    for weights, gradient in [
+        (misaligned(cupy, w), cupy.array(grad)),
+        (cupy.array(w), misaligned(cupy, grad)),
+        (misaligned(cupy, w), misaligned(cupy, grad)),
+    ]:
+        expected = grad.copy()
+        assert raw(REG.accumulate_grad(weights, gradient).get()) == raw(REG.accumulate_grad(w, expected))
+        assert np.array_equal(raw(gradient.get()), raw(expected))
