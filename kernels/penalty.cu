@@ -216,6 +216,10 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<Weight>) penalty_pass(const Ca
   const Weight* const weights = static_cast<const Weight*>(tensor.weights) + start;
   Gradient* const gradient = MODE == VALUE ? nullptr : static_cast<Gradient*>(tensor.gradient) + start;
 
+  // Said, for a pointer out of a table could lead anywhere, and loads from anywhere are slower.
+  __builtin_assume(__isGlobal(weights));
+  if constexpr (MODE != VALUE) __builtin_assume(__isGlobal(gradient));
+
   const double strength = call.strength.get();
   Lanes<Weight, Gradient, MODE, ABS, SQUARES> lanes;
   lanes.start(tensor, strength, MODE == VALUE ? 1.0 : call.upstream.get());

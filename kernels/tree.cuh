@@ -88,10 +88,14 @@ __device__ __forceinline__ bool is_last(Sums sum, Sums* place, unsigned* counter
 __device__ __forceinline__ Sums add_left(Sums* sums, unsigned count, Shared& shared) {
   Sums sum;
   do {
+    unsigned padded = 1;
+    while (padded < count) padded *= 2;
     const unsigned groups = (count + THREADS - 1) / THREADS;
     for (unsigned group = 0; group < groups; ++group) {
       const unsigned i = group * THREADS + threadIdx.x;
-      sum = add_threads(i < count ? load_relaxed(sums + i) : Sums{0.0, 0.0}, shared);
+      // Threads past the padding add -0.0, which leaves every sum as it is, a penalty of -0.0 too.
+      const double absent = i < padded ? 0.0 : -0.0;
+      sum = add_threads(i < count ? load_relaxed(sums + i) : Sums{absent, absent}, shared);
       if (threadIdx.x == 0) sums[group] = sum;
     }
     __syncthreads();

@@ -44,19 +44,17 @@ struct Block {
   Fibre* left;  // the fibre that ran last
 } block;
 
-// The stacks, one beside the other, each above a page that must not be touched.
+// The stacks, one beside the other. Pages between them that must not be touched would be too many for a process that
+// loads many libraries, so the end of each is marked instead.
 char* stack_of(unsigned thread) {
-  constexpr size_t GUARD = 1 << 16;
-  static char* const stacks = [] {
-    const size_t size = MOST_THREADS * (GUARD + STACK);
-    char* const memory =
-        static_cast<char*>(mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    for (unsigned i = 0; i < MOST_THREADS; ++i)
-      mprotect(memory + i * (GUARD + STACK) + GUARD, STACK, PROT_READ | PROT_WRITE);
-    return memory;
-  }();
-  return stacks + thread * (GUARD + STACK) + GUARD;
+  static char* const stacks = static_cast<char*>(
+      mmap(nullptr, MOST_THREADS * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  return stacks + thread * STACK;
 }
+
+constexpr uint64_t MARK = 0x6b6174732066656e;
+
+uint64_t& mark_of(unsigned thread) { return *reinterpret_cast<uint64_t*>(stack_of(thread)); }
 
 bool same(Place left, Place right) {
   return left.line == right.line && (left.file == right.file || !strcmp(left.file, right.file));
@@ -144,6 +142,20 @@ void entry() {
   go_on(block.threads[index].fibre);
 }
 
+void run_block(unsigned index) {
+  blockIdx = {index, 0, 0};
+  fill_shared(block.kernel);
+  memset(block.warps, 0, sizeof(block.warps));
+  block.by_warps = block.random.below(2);
+  block.at_barrier = block.ended = block.ready_count = 0;
+  for (unsigned thread = 0; thread < blockDim.x; ++thread) {
+    // Stacks that began at the same place of their pages would drive each other out of the cache.
+    block.threads[thread].fibre.prepare(entry, stack_of(thread), STACK - thread % 32 * 448);
+  }
+  wake(0, blockDim.x);
+  go_on(block.main);
+}
+
 }  // namespace
 
 void fail(const char* format, ...) {
@@ -205,19 +217,13 @@ void run_blocks(const std::vector<const Kernel*>& copies, const void* argument, 
   block.kernel = copies[0];
   block.argument = argument;
   block.random = random;
+  for (unsigned thread = 0; thread < blockDim.x; ++thread) mark_of(thread) = MARK;
   for (const unsigned index : blocks) {
-    blockIdx = {index, 0, 0};
-    fill_shared(block.kernel);
-    memset(block.warps, 0, sizeof(block.warps));
-    block.by_warps = block.random.below(2);
-    block.at_barrier = block.ended = block.ready_count = 0;
-    for (unsigned thread = 0; thread < blockDim.x; ++thread) {
-      // Stacks that began at the same place of their pages would drive each other out of the cache.
-      block.threads[thread].fibre.prepare(entry, stack_of(thread), STACK - thread % 32 * 448);
-    }
-    wake(0, blockDim.x);
-    go_on(block.main);
-    if (block.ended < blockDim.x) return;
+    run_block(index);
+    if (block.ended < blockDim.x) break;
+  }
+  for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x) {
+    if (mark_of(threadIdx.x) != MARK) report(block.kernel, "a stack of %zu bytes is too small", STACK);
   }
 }
 
