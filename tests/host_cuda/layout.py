@@ -12,6 +12,8 @@ from gpureg.backends.cuda import CALL, FACTOR, STEP, TENSOR
 
 SUMS = np.dtype([("abs", np.float64), ("squares", np.float64)], align=True)
 
+__all__ = ["CALL", "FACTOR", "STEP", "STRUCTURES", "SUMS", "TENSOR", "assertions"]
+
 STRUCTURES = {
     "penalty.cu": {"Sums": SUMS, "Tensor": TENSOR, "Factor": FACTOR, "Call": CALL},
     "proximal.cu": {"Step": STEP},
