@@ -8,8 +8,23 @@ import venv
 import zipfile
 from pathlib import Path
 
-IN_WHEEL = ("gpureg/py.typed", "gpureg/golden.json", "gpureg/cli/demo/__init__.py")
-IN_SDIST = ("LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "Makefile", "tests/reference.py", "docs/arithmetic.md")
+KERNELS = ("element.cuh", "float16.cuh", "penalty.cu", "proximal.cu", "tree.cuh")
+IN_WHEEL = (
+    "gpureg/py.typed",
+    "gpureg/golden.json",
+    "gpureg/cli/demo/__init__.py",
+    *(f"gpureg/kernels/{name}" for name in KERNELS),
+)
+IN_SDIST = (
+    "LICENSE",
+    "README.md",
+    "CHANGELOG.md",
+    "pyproject.toml",
+    "Makefile",
+    "tests/reference.py",
+    "docs/arithmetic.md",
+    *(f"kernels/{name}" for name in KERNELS),
+)
 
 
 def run(*command: object, cwd: Path) -> None:
@@ -51,7 +66,7 @@ def main(source: Path, out: Path) -> None:
         run(python, "-m", "pip", "install", "--quiet", wheel, cwd=elsewhere)
         # NumPy alone is there now, and nothing of the source tree: what the wheel lacks is missed.
         run(elsewhere / "venv" / "bin" / "gpureg", "check", cwd=elsewhere)
-        where = "import gpureg, pathlib, sys; sys.exit(pathlib.Path(sys.prefix) not in pathlib.Path(gpureg.__file__).parents)"
+        where = "import gpureg, pathlib, sys; sys.exit(not pathlib.Path(gpureg.__file__).is_relative_to(sys.prefix))"
         run(python, "-c", where, cwd=elsewhere)
 
 

@@ -13,11 +13,6 @@
 
 constexpr int ROWS = GPUREG_TILE_BYTES / GPUREG_ROW_BYTES;
 
-// Blocks that share a multiprocessor: told to the compiler, so that it spends the registers, 102 or 128 for a thread, on
-// loads in flight instead of saving them for threads that are not needed.
-template <class Weight>
-constexpr int BLOCKS = sizeof(Weight) == 2 ? 4 : 5;
-
 // What a pass does with the gradient; `gpureg.backends.cuda` has the same names.
 enum Mode { VALUE, GRADIENT, VALUE_AND_GRADIENT, ACCUMULATE };
 
@@ -118,10 +113,15 @@ struct Lanes {
   }
 };
 
-// How many rows a thread reads before it uses the first. With BLOCKS blocks on a multiprocessor that is 40 to 80 KB in
-// flight on each, where an H200 needs 48 to keep its memory busy.
+// Blocks that share a multiprocessor: told to the compiler, so that it spends the registers, 85 to 128 for a thread, on
+// loads in flight instead of saving them for threads that are not needed.
 template <class Weight, class Gradient, Mode MODE>
-constexpr int ROWS_AT_A_TIME = MODE == VALUE ? 8 : sizeof(Gradient) > sizeof(Weight) ? 2 : 4;
+constexpr int BLOCKS = sizeof(Weight) > 2 ? 5 : MODE == ACCUMULATE && sizeof(Gradient) == 2 ? 6 : 4;
+
+// How many rows a thread reads before it uses the first. With the blocks that fit a multiprocessor that is 48 KB or more
+// in flight on each for values and accumulation, what an H200 needs to keep its memory busy.
+template <class Weight, class Gradient, Mode MODE>
+constexpr int ROWS_AT_A_TIME = MODE == VALUE ? 8 : MODE == ACCUMULATE && sizeof(Weight) == 2 ? 2 : 4;
 
 // Pass over a whole tile whose weights and gradient are aligned to 16 bytes.
 //
@@ -206,7 +206,7 @@ __device__ __forceinline__ bool finish_tensor(
 }
 
 template <class Weight, class Gradient, Mode MODE, bool ABS, bool SQUARES>
-__global__ void __launch_bounds__(THREADS, BLOCKS<Weight>) penalty_pass(const Call call) {
+__global__ void __launch_bounds__(THREADS, BLOCKS<Weight, Gradient, MODE>) penalty_pass(const Call call) {
   constexpr unsigned TILE = GPUREG_TILE_BYTES / sizeof(Weight);
   __shared__ Shared shared;
 
