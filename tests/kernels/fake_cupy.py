@@ -48,7 +48,7 @@ class ndarray(np.ndarray[Any, Any]):  # noqa: N801 - CuPy's name
         self.home = getattr(other, "home", Device.stack[-1])
 
     @property
-    def device(self) -> Device:
+    def device(self) -> Device:  # type: ignore[override] # CuPy's, not the array API's
         return Device(self.home)
 
     @property
