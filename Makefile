@@ -12,13 +12,17 @@ CUDA = $(shell $(PYTHON) gpureg/driver.py 2>/dev/null)
 comma := ,
 extras = .[$(1)$(if $(CUDA),$(comma)$(CUDA))]
 
-.PHONY: help run test bench bench-smoke dev lint package clean
+# A Python with CuPy, NumPy and pytest, and PyTorch to compare with; nothing is installed into it.
+GPU_PYTHON ?= python3
+
+.PHONY: help run test bench bench-smoke gpu-check dev lint package clean
 
 help:
 	@echo 'make run      check the installation, then gpureg at work on large weights and on a real network'
 	@echo 'make test     all tests'
 	@echo 'make bench    benchmarks against the plain expressions and the memory limit, into $(OUT)/bench.json'
 	@echo 'make bench-smoke  only that what is benchmarked is right'
+	@echo 'make gpu-check  all that needs a GPU, in nine minutes, into $(OUT)/gpu-check.json (GPU_PYTHON has CuPy)'
 	@echo 'make dev      everything to work on gpureg, in $(VENV)'
 	@echo 'make lint     style and types'
 	@echo 'make package  build the wheel and the sdist and try the wheel away from the source tree'
@@ -52,6 +56,9 @@ bench: $(VENV)/.installed-bench
 # That every contender is right, and a wrong one is seen: no figures.
 bench-smoke: $(VENV)/.installed-bench
 	$(BIN)/python -m pytest bench --benchmark-disable -k 'float32-1024- or wrong'
+
+gpu-check:
+	$(GPU_PYTHON) -m bench.gpu_check --output $(OUT)/gpu-check.json $(GPU_CHECK_ARGS)
 
 dev: $(VENV)/.installed-dev
 	$(BIN)/pre-commit install

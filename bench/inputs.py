@@ -1,5 +1,6 @@
 """The arrays that contenders run on, and the sums that they must find in them."""
 
+import contextlib
 import functools
 import math
 import os
@@ -7,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401 - tells NumPy what bfloat16 is
 import numpy as np
 
 import gpureg
 from gpureg import samples
+
+with contextlib.suppress(ModuleNotFoundError):
+    import ml_dtypes  # noqa: F401 - tells NumPy what bfloat16 is
 
 xp = gpureg.xp()
 """The array module of all contenders."""
