@@ -360,7 +360,7 @@ def read_passed(output: str) -> int:
 def _reports(output: str) -> Iterator[str]:
     for line in output.splitlines():
         said = re.fullmatch(r"=+ (\S.*)", line)
-        if said and not re.match(r"COMPUTE-SANITIZER|.*SUMMARY|\d+ |test session|short test|FAILURES|ERRORS", said[1]):
+        if said and not re.match(r"COMPUTE-SANITIZER|.*SUMMARY|\d+ |test session|short test|FAILURES|ERRORS|warnings summary", said[1]):
             yield said[1].strip(" =")
 
 
