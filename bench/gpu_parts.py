@@ -357,10 +357,14 @@ def read_passed(output: str) -> int:
     return int(closing[0][0])
 
 
+_OF_OTHERS = re.compile(r"COMPUTE-SANITIZER|.*SUMMARY|\d+ |test session|short test|FAILURES|ERRORS|warnings summary")
+"""What begins lines of `===` that are no report of the tool: its own frame, and pytest's headings."""
+
+
 def _reports(output: str) -> Iterator[str]:
     for line in output.splitlines():
         said = re.fullmatch(r"=+ (\S.*)", line)
-        if said and not re.match(r"COMPUTE-SANITIZER|.*SUMMARY|\d+ |test session|short test|FAILURES|ERRORS|warnings summary", said[1]):
+        if said and not _OF_OTHERS.match(said[1]):
             yield said[1].strip(" =")
 
 
