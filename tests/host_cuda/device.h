@@ -103,9 +103,9 @@ inline double __shfl_xor_sync(unsigned mask, double value, int distance, int wid
   return host::shuffle({file, line}, mask, value, distance);
 }
 
-// All memory of the host is what the device calls global.
+// What a kernel tells the compiler must be so. All memory of the host is what the device calls global.
 #define __isGlobal(pointer) true
-#define __builtin_assume(condition) static_cast<void>(condition)
+#define __builtin_assume(condition) ((condition) ? static_cast<void>(0) : host::fail("not so: %s", #condition))
 
 // Atomics, with the order that is asked for; one whose scope leaves out other blocks orders nothing between them.
 // Macros, for the compiler must see the order as a constant.

@@ -53,7 +53,7 @@ struct Slot {
   Meeting block;
   Meeting warps[MOST_THREADS / WARP];
   std::atomic<double> values[MOST_THREADS];
-  char order[2];  // the order that each second barrier makes
+  uint64_t order[2];  // that each second barrier makes
 };
 
 Slot slots[2];
@@ -62,7 +62,7 @@ thread_local unsigned barriers;  // that this thread has passed
 
 // What a thread did before is seen by all after; what one does after, is not seen by another that is late to leave.
 void wait_for_block() {
-  char* const order = slot->order + barriers++ % 2;
+  uint64_t* const order = slot->order + barriers++ % 2;
   __tsan_release(order);
   slot->block.wait(blockDim.x);
   __tsan_acquire(order);

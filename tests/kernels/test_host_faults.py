@@ -4,13 +4,16 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from gpureg import compiler
+from gpureg.arithmetic import Coefficients
 from gpureg.compiler import Mode
 from tests.host_cuda import Build, HostCudaError, far, library, sanitized
+from tests.host_cuda.backend import HostBackend
 from tests.host_cuda.building import Variant
-from tests.host_cuda.cases import Calls
+from tests.host_cuda.cases import Calls, Case, Tensor, check
 
 VALUE, GRADIENT, ACCUMULATE = (Mode.VALUE,), (Mode.GRADIENT,), (Mode.ACCUMULATE,)
 
@@ -213,6 +216,15 @@ def test_wrong_bits_are_seen_beside_numpy(case: Seen, tmp_path: Path) -> None:
         case.calls.check(library(Build(kernels=case.calls.kernels(), folder=tmp_path)))
 
 
+def test_a_tree_that_is_padded_too_far_is_seen(tmp_path: Path) -> None:
+    Fault("tree.cuh", "i < padded ? 0.0 : -0.0", "0.0").plant(tmp_path)
+    kernels = Calls(pairs=(("float32", "float32"),), modes=VALUE).kernels()
+    nothing = np.zeros(0, np.float32)
+    negative_zeros = Case(Mode.VALUE, [Tensor(nothing, nothing, Coefficients(0.1, 0.0, 0.0))] * 2, strength=-1.0)
+    with pytest.raises(AssertionError, match="of the total differ"):
+        check(negative_zeros, HostBackend(library(Build(kernels=kernels, folder=tmp_path))))
+
+
 # What the device would answer with an error, or with anything at all -------------------------------------------------
 
 REFUSED = [
@@ -268,6 +280,14 @@ REFUSED = [
         "    Sums sums = add_threads",
         calls(),
         "thread 40: a stack of 131072 bytes is too small",
+    ),
+    seen(
+        "something is told to the compiler that is not so",
+        "penalty.cu",
+        "const double strength = call.strength.get();",
+        "const double strength = call.strength.get();\n  __builtin_assume(threadIdx.x < 5);",
+        calls(),
+        "not so: threadIdx.x < 5",
     ),
     seen(
         "vectors read where they are misaligned",
