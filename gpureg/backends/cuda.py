@@ -6,6 +6,7 @@ stream of the arrays' device. Nothing here waits for the GPU.
 
 import contextlib
 import functools
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -176,7 +177,9 @@ def _run(
                 grid = _fill_tables(cupy, call, records[part], tiles[part], stream)
                 _kernel(name, cupy.cuda.Device().id)((grid,), (THREADS,), (call,))
         total = results[count : count + 1] if dtype.itemsize == 8 else results[count + 1 :].view(np.float32)[:1]
-        return Values(total.reshape(()).astype(dtype, copy=False), results[:count])
+        total = total.reshape(()).astype(dtype, copy=False)
+        stream.keep(total)
+        return Values(total, results[:count])
 
 
 def _records(
@@ -254,16 +257,30 @@ def _side_by_side(
 ) -> Iterator[Any]:
     """Yield an array whose elements lie side by side in that order of its axes: itself, or a copy for the while."""
     view = array.transpose(axes)
-    if view.flags.c_contiguous:
+    if view.flags.c_contiguous and view.data.ptr % view.itemsize == 0:
         yield view
         return
     copy = _cupy().empty(view.shape, view.dtype)
     stream.keep(copy)
     if reads:
-        copy[...] = view
+        _copy_bits(view, copy)
     yield copy
     if writes:
-        view[...] = copy
+        _copy_bits(copy, view)
+
+
+def _copy_bits(source: Any, target: Any) -> None:
+    """Copy elements as unsigned words, the longest that fit all addresses.
+
+    Not all of CuPy's kernels know bfloat16, and a GPU refuses an element at an address that is no multiple of its size.
+    """
+    places = [place for array in (source, target) for place in (array.data.ptr, *array.strides)]
+    word = math.gcd(source.itemsize, *places)
+    words = [
+        _cupy().ndarray((*array.shape, array.itemsize // word), f"u{word}", array.data, (*array.strides, word))
+        for array in (source, target)
+    ]
+    words[1][...] = words[0]
 
 
 @functools.cache

@@ -44,6 +44,22 @@ class ndarray(np.ndarray[Any, Any]):  # noqa: N801 - CuPy's name
 
     home = 0
 
+    def __new__(cls, shape: Any, dtype: Any, memptr: Any, strides: Any) -> "ndarray":
+        """Make an array of memory that is there."""
+
+        class Memory:
+            __array_interface__ = {  # noqa: RUF012
+                "shape": shape,
+                "typestr": f"|V{np.dtype(dtype).itemsize}",
+                "data": (memptr.ptr, False),
+                "strides": strides,
+                "version": 3,
+                "owner": memptr,
+            }
+
+        array: ndarray = np.asarray(Memory()).view(dtype).view(cls)
+        return array
+
     def __array_finalize__(self, other: Any) -> None:
         self.home = getattr(other, "home", Device.stack[-1])
 
@@ -53,7 +69,7 @@ class ndarray(np.ndarray[Any, Any]):  # noqa: N801 - CuPy's name
 
     @property
     def data(self) -> Any:
-        return SimpleNamespace(ptr=self.__array_interface__["data"][0])
+        return SimpleNamespace(ptr=self.__array_interface__["data"][0], owner=self)
 
     def get(self) -> np.ndarray[Any, Any]:
         return np.array(self, subok=False)

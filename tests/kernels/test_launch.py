@@ -15,7 +15,7 @@ from gpureg.arithmetic import Coefficients, tile_size
 from gpureg.backends import Leaf, cuda
 from gpureg.compiler import Kernel
 from gpureg.driver import Driver
-from tests import host_cuda
+from tests import helpers, host_cuda
 from tests.helpers import DTYPES, Array, content, gradient_dtypes, raw
 from tests.kernels.fake_cupy import Device, FakeCupy, installed
 
@@ -43,6 +43,8 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "permuted": lambda a: np.ascontiguousarray(a.transpose(2, 0, 1)).transpose(1, 2, 0),
     "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
     "reversed": lambda a: a[::-1].copy()[::-1],
+    "at odd addresses": lambda a: helpers.LAYOUTS["misaligned"].place(a).array,
+    "fields of records": lambda a: helpers.LAYOUTS["field of records"].place(a).array,
 }
 
 
@@ -50,9 +52,10 @@ def on_device(cupy: FakeCupy, array: Array) -> Any:
     """Return a device array of the same contents and strides."""
     lowest = sum(min(0, stride * (length - 1)) for stride, length in zip(array.strides, array.shape, strict=True))
     highest = sum(max(0, stride * (length - 1)) for stride, length in zip(array.strides, array.shape, strict=True))
-    memory = cupy.empty((highest - lowest) // array.itemsize + 1, array.dtype)
-    view = np.lib.stride_tricks.as_strided(memory[-lowest // array.itemsize :], array.shape, array.strides, subok=True)
-    np.copyto(view, array)
+    past = array.ctypes.data % 16  # as far from what a vector of 16 bytes needs as the array's own elements
+    memory = cupy.empty(past + highest - lowest + array.itemsize, np.uint8)
+    view = cupy.ndarray(array.shape, array.dtype, memory[past - lowest :].data, array.strides)
+    view.view(f"u{array.itemsize}")[...] = raw(array)
     return view
 
 
@@ -200,7 +203,9 @@ def test_a_captured_call_keeps_memory_of_its_own(cupy: FakeCupy) -> None:
     cupy.stream = SimpleNamespace(ptr=5, is_capturing=lambda: True)
     REG.accumulate_grad(w[:, ::2], grad[:, ::2])
     assert cuda._Stream._counters == {}  # a graph's counters are its own
-    assert len(cuda._Stream._captured) == 5  # copies of both, results, scratch, counters
+    assert len(cuda._Stream._captured) == 6  # copies of both, results, scratch, counters, total
+    gpureg.l1_loss(w, dtype="bfloat16")
+    assert cuda._Stream._captured[-1].dtype == "bfloat16"  # rounded in the graph, and so written by each replay
     leaf = Leaf(w, Coefficients(1.0, 0.0, 0.0))
     with pytest.raises(RuntimeError, match="several tensors cannot be captured"):
         backends.load("cuda").value([leaf, leaf], np.dtype(np.float32))
