@@ -67,6 +67,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 package: $(VENV)/.installed-dev
 	$(BIN)/python .ci/package.py $(OUT)/dist

@@ -34,15 +34,21 @@ QUICK = {"float32": (26, 10), "bfloat16": (26,)}
 COMPILED = {"float32": (26,), "bfloat16": (26,)}
 """Where `torch.compile` takes part, which takes seconds to compile: at the end."""
 
-COLUMNS = {
-    "gpureg": "gpureg",
-    "best": "CuPy, best form",
-    "naive": "CuPy, as written",
-    "other": "PyTorch, best form",
-    "limit": "memory limit",
+COLUMNS: report.Columns = {
+    "gpureg": {"role": "gpureg"},
+    "CuPy best": {"role": "best"},
+    "CuPy as written": {"role": "naive"},
+    "cuBLAS": {"role": "best", "contender": ["cublas", "asum"]},
+    "ReductionKernel": {"role": "best", "contender": ["ReductionKernel"]},
+    "torch eager": {"role": "other", "contender": ["torch: "]},
+    "torch.compile": {"role": "other", "contender": ["torch.compile"]},
+    "memory limit": {"role": "limit"},
 }
+"""As `report.COLUMNS`."""
 
 LEGEND = report.LEGEND | {
+    "columns": "CuPy best is the fastest of CuPy's forms, cuBLAS and ReductionKernel among them: these two give the "
+    "value, and CuPy's functions in place or an ElementwiseKernel the gradient",
     "contender": "the code, for weights w, a gradient g and a scratch array s; CuPy's expressions on 16-bit weights "
     "first make a float32 w of them, its kernels read them as they are",
     "role": "gpureg; best: CuPy in its best forms, in place, by cuBLAS, by kernels of one's own; naive: CuPy as most "

@@ -8,11 +8,15 @@
 
 The markers are `<!-- bench:begin NAME -->` and `<!-- bench:end -->`, NAME being the report's file name without `.json`.
 
+A report of `bench/gpu_check.py` has the same form: it is committed as it is, and drawn from likewise.
+
 A report holds only what is named here: of raw data, which knows the machine's name and its paths, nothing else is
 taken, and no text that looks like a path.
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import re
 import sys
@@ -51,8 +55,16 @@ COMPARED = ("mode", "dtype", "elements")
 
 TABLE_DTYPE, TABLE_ELEMENTS = "float32", 2**26
 
-COLUMNS = {"gpureg": "gpureg", "best": "NumPy, best form", "naive": "NumPy, as written", "limit": "memory limit"}
-"""Roles of the table and the picture, and how they are called there."""
+Columns = dict[str, dict[str, Any]]
+
+COLUMNS: Columns = {
+    "gpureg": {"role": "gpureg"},
+    "NumPy, best form": {"role": "best"},
+    "NumPy, as written": {"role": "naive"},
+    "memory limit": {"role": "limit"},
+}
+"""Columns of the table and lines of the picture, unless the report names its own: each shows the fastest contender of
+its role, and, where it has a list "contender", only of those whose code has one of these texts in it."""
 
 Entry = dict[str, Any]
 Report = dict[str, Any]
@@ -95,6 +107,7 @@ def summarise(raw: Any) -> Report:
         },
         "commit": _text(raw, "commit_info", "id", pattern=r"([0-9a-f]{7,40}|unversioned)"),
         "uncommitted_changes": bool(_get(raw, "commit_info", "dirty")),
+        "columns": COLUMNS,
         "legend": LEGEND,
         "entries": [entry for pairs in comparisons.values() for entry in _compared(pairs)],
     }
@@ -193,7 +206,7 @@ NEEDED = (
     *(("machine", name) for name in ("cpu", "cores", "os", "kernel")),
     *(("versions", name) for name in ("python", "numpy", "blas", "gpureg")),
 )
-NEEDED_OF_ENTRY = tuple((name,) for name in (*COMPARED, "role", "rounds"))
+NEEDED_OF_ENTRY = tuple((name,) for name in (*COMPARED, "contender", "role", "rounds"))
 """What tables and pictures are drawn from."""
 
 
@@ -204,6 +217,8 @@ def load(path: Path) -> Report:
         raise ReportError(f"schema is {report['schema']!r}, expected {SCHEMA}; make the report again from raw data")
     for keys in NEEDED:
         _get(report, *keys)
+    for label in report.get("columns", ()):
+        _get(report, "columns", label, "role")
     for number, entry in enumerate(_get(report, "entries")):
         for keys in NEEDED_OF_ENTRY:
             _get(entry, *keys, where=f"entries[{number}]")
@@ -226,34 +241,51 @@ def table(report: Report, name: str) -> str:
     if not entries:
         raise ReportError(f"no entries of {TABLE_ELEMENTS} elements of {TABLE_DTYPE}, which the table is about")
     mib = TABLE_ELEMENTS * np.dtype(TABLE_DTYPE).itemsize // 2**20
-    head = [f"{TABLE_DTYPE}, 2^{_exponent(TABLE_ELEMENTS)} weights ({mib} MiB)", *COLUMNS.values()]
+    columns = columns_of(report, entries)
+    head = [f"{TABLE_DTYPE}, 2^{_exponent(TABLE_ELEMENTS)} weights ({mib} MiB)", *columns]
     rows = [
-        [mode, *(_cell(by_role(entries, mode, role)) for role in COLUMNS)]
+        [mode, *(_cell(fastest([e for e in entries if e["mode"] == mode], column)) for column in columns.values())]
         for mode in dict.fromkeys(e["mode"] for e in entries)
     ]
-    lines = [head, ["---", *["---:"] * len(COLUMNS)], *rows]
+    lines = [head, ["---", *["---:"] * len(columns)], *rows]
     rounds = min(e["rounds"] for e in entries)
+    told = report.get("legend", {}).get("columns")
     return "\n".join(
         [
             *(f"| {' | '.join(line)} |" for line in lines),
             "",
             f"Medians of at least {rounds} rounds, all timed in turn; in brackets, the time over gpureg's in the same",
             "round. The memory limit is the fastest plain pass over the same bytes.",
+            *([f"{told}."] if told else []),
             f"{conditions(report)}.",
             f"[All sizes, dtypes and percentiles](bench/results/{name}.json).",
         ]
     )
 
 
-def by_role(entries: Iterable[Entry], mode: str, role: str) -> Entry:
-    """Return the entry of a mode and a role; the fastest, where there are several."""
-    found = [e for e in entries if e["mode"] == mode and e["role"] == role]
-    if not found:
-        raise ReportError(f"{mode}: no entry of role {role}")
-    return min(found, key=lambda e: float(e["seconds"]["median"]))
+def columns_of(report: Report, entries: Iterable[Entry]) -> Columns:
+    """Return the columns of a report for which there is any entry: what is not installed has none."""
+    return {
+        label: column
+        for label, column in report.get("columns", COLUMNS).items()
+        if any(_belongs(entry, column) for entry in entries)
+    }
 
 
-def _cell(entry: Entry) -> str:
+def _belongs(entry: Entry, column: dict[str, Any]) -> bool:
+    texts = column.get("contender", [""])
+    return bool(entry["role"] == column["role"]) and any(text in entry["contender"] for text in texts)
+
+
+def fastest(entries: Iterable[Entry], column: dict[str, Any]) -> Entry | None:
+    """Return the entry of a comparison that a column shows; None if all that belong there were left out."""
+    found = (entry for entry in entries if _belongs(entry, column))
+    return min(found, key=lambda e: float(e["seconds"]["median"]), default=None)
+
+
+def _cell(entry: Entry | None) -> str:
+    if entry is None:
+        return "left out"
     own = "" if entry["role"] == "gpureg" else f" ({_figures(entry['to_gpureg'], 2)}x)"
     return f"{_figures(entry['seconds']['median'] * 1e3, 3)} ms{own}"
 
@@ -268,16 +300,33 @@ def _exponent(elements: int) -> int:
     return elements.bit_length() - 1
 
 
+CONDITIONS = (
+    ("{gpu}", "driver {driver}", "CUDA {cuda_driver}"),
+    ("{cpu}", "{cores}", "{os} {kernel}"),
+    (
+        *("Python {python}", "NumPy {numpy} ({blas})", "CuPy {cupy}", "PyTorch {torch}"),
+        *("CUDA runtime {cuda_runtime}", "NVRTC {nvrtc}", "gpureg {gpureg} at {commit}"),
+    ),
+    ("{date}",),
+)
+"""What was measured, on what and when; what a report does not know is not told."""
+
+
 def conditions(report: Report) -> str:
     """Return in one sentence what was measured, on what and when."""
-    machine, versions = report["machine"], report["versions"]
-    cores = f"{machine['cores']} core" + "s" * (machine["cores"] != 1)
+    facts = report["machine"] | report["versions"] | {"date": report["date"]}
+    facts["cores"] = f"{facts['cores']} core" + "s" * (facts["cores"] != 1)
     changes = " with uncommitted changes" if report["uncommitted_changes"] else ""
-    return (
-        f"{machine['cpu']}, {cores}, {machine['os']} {machine['kernel']}; Python {versions['python']}, "
-        f"NumPy {versions['numpy']} ({versions['blas']}), "
-        f"gpureg {versions['gpureg']} at {report['commit'][:7]}{changes}; {report['date']}"
-    )
+    facts["commit"] = "an unknown commit" if report["commit"] == "unversioned" else report["commit"][:7] + changes
+    known = {name: fact for name, fact in facts.items() if fact is not None}
+    groups = (", ".join(_told(parts, known)) for parts in CONDITIONS)
+    return "; ".join(filter(None, groups))
+
+
+def _told(parts: Iterable[str], known: dict[str, Any]) -> Iterator[str]:
+    for part in parts:
+        with contextlib.suppress(KeyError):
+            yield part.format_map(known)
 
 
 def replaced(readme: str, name: str, text: str) -> str:
@@ -292,10 +341,12 @@ def replaced(readme: str, name: str, text: str) -> str:
 
 LINES = {
     "gpureg": {"color": "black", "linewidth": 2.4, "marker": "o"},
-    "best": {"color": "0.35", "linewidth": 1.4, "marker": "s"},
-    "naive": {"color": "0.6", "linewidth": 1.4, "marker": "^"},
     "limit": {"color": "black", "linewidth": 1.2, "linestyle": (0, (4, 3))},
 }
+OTHER_LINES = [
+    {"color": shade, "linewidth": 1.4, "marker": marker}
+    for shade, marker in zip(("0.35", "0.6") * 3, "s^vDXP", strict=True)
+]
 """By shade, weight, marker and dashes: to be told apart without colour."""
 
 
@@ -313,8 +364,10 @@ def figure(report: Report, path: Path) -> None:
         rows = -(-(len(modes) + 1) // 3)  # one place is for the legend
         drawing = Figure(figsize=(10, 1 + 2.7 * rows), layout="constrained")
         panels = list(drawing.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).flat)
+        columns = columns_of(report, entries)
         for panel, mode in zip(panels, modes, strict=False):
-            _panel(panel, entries, mode)
+            _panel(panel, [entry for entry in entries if entry["mode"] == mode], columns)
+            panel.set_title(mode, fontsize=10)
         for above, panel in zip(panels[len(modes) - 3 :], panels[len(modes) :], strict=False):
             panel.axis("off")
             above.tick_params(labelbottom=True)
@@ -326,17 +379,18 @@ def figure(report: Report, path: Path) -> None:
         drawing.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _panel(axis: Any, entries: list[Entry], mode: str) -> None:
-    """Draw a mode: a line for each role."""
-    sizes = sorted({entry["elements"] for entry in entries if entry["mode"] == mode})
-    for role, label in COLUMNS.items():
-        fastest = [by_role((e for e in entries if e["elements"] == size), mode, role) for size in sizes]
-        milliseconds = [entry["seconds"]["median"] * 1e3 for entry in fastest]
-        axis.plot(sizes, milliseconds, label=label, markersize=4.5, **LINES[role])
+def _panel(axis: Any, entries: list[Entry], columns: Columns) -> None:
+    """Draw a mode: a line for each column, through the sizes that it has."""
+    sizes = sorted({entry["elements"] for entry in entries})
+    others = itertools.cycle(OTHER_LINES)
+    for label, column in columns.items():
+        drawn = [fastest([e for e in entries if e["elements"] == size], column) for size in sizes]
+        points = [(entry["elements"], entry["seconds"]["median"] * 1e3) for entry in drawn if entry]
+        style = LINES.get(column["role"]) or next(others)
+        axis.plot([x for x, _ in points], [y for _, y in points], label=label, markersize=4.5, **style)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.minorticks_off()
-    axis.set_title(mode, fontsize=10)
     axis.grid(color="0.9", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
 

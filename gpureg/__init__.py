@@ -3,6 +3,8 @@
 from gpureg.environment import xp
 from gpureg.functional import l1_loss, l2_loss
 from gpureg.regularizers import L1, L1L2, L2, HalvedL2, Regularizer, l1, l1_l2, l2
+from gpureg.rules import Rules
+from gpureg.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0.dev0"
 
@@ -12,10 +14,13 @@ __all__ = [
     "L2",
     "HalvedL2",
     "Regularizer",
+    "Rules",
+    "get_num_threads",
     "l1",
     "l1_l2",
     "l1_loss",
     "l2",
     "l2_loss",
+    "set_num_threads",
     "xp",
 ]

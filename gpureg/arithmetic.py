@@ -78,45 +78,6 @@ def tree_sum(leaves: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(leaves[..., 0])
 
 
-class TreeSum:
-    """The tree of `tree_sum`, its leaves given one at a time, in memory that grows with their logarithm.
-
-    Leaves must be non-negative or NaN. A leaf may itself be the sum of an aligned group of 2**k leaves, if all are
-    but the last, which may be of fewer.
-
-    >>> tree = TreeSum()
-    >>> for leaf in (1.0, 2.0, 4.0):
-    ...     tree.add(leaf)
-    >>> tree.total()
-    7.0
-    """
-
-    __slots__ = ("_waiting",)
-
-    def __init__(self) -> None:
-        # The left subtree of 2**level leaves that waits for its right neighbour, by level: a binary counter.
-        self._waiting: list[float | None] = []
-
-    def add(self, leaf: float) -> None:
-        """Give the next leaf."""
-        for level, left in enumerate(self._waiting):
-            if left is None:
-                self._waiting[level] = leaf
-                return
-            leaf = left + leaf
-            self._waiting[level] = None
-        self._waiting.append(leaf)
-
-    def total(self) -> float:
-        """Return the sum of the leaves given so far; +0.0 if there are none."""
-        # A subtree without a right neighbour meets only padding, +0.0, until it is itself a right neighbour.
-        total = 0.0
-        for left in self._waiting:
-            if left is not None:
-                total = left + total
-        return total
-
-
 class Coefficients(NamedTuple):
     """What a regularizer multiplies: `l1 * sum|w| + l2 * sum w*w`, with derivative `l1 * sign(w) + twice_l2 * w`.
 

@@ -13,23 +13,13 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import gpureg
 from gpureg import arithmetic, driver
-
-
-class Mode(Enum):
-    """What a pass over the weights does with the gradient, as in `kernels/penalty.cu`."""
-
-    VALUE = 0
-    GRADIENT = 1
-    VALUE_AND_GRADIENT = 2
-    ACCUMULATE = 3
-
+from gpureg.backends import Mode
 
 TYPES = {"float16": "Half", "bfloat16": "BFloat16", "float32": "float", "float64": "double"}
 """The C++ type of elements, by the name of their NumPy dtype."""
@@ -174,7 +164,7 @@ def sources() -> dict[str, str]:
 @functools.cache
 def find_nvrtc() -> Nvrtc:
     """Return the NVRTC of this machine; raise CompilerError where there is none to use."""
-    reasons = []
+    reasons, found = [], driver.find()
     ways: tuple[tuple[str, Callable[[], Nvrtc]], ...] = (("cuda.bindings", _CudaBindings), ("CuPy", _CuPy))
     for name, way in ways:
         try:
@@ -184,10 +174,15 @@ def find_nvrtc() -> Nvrtc:
         except Exception as error:  # whatever keeps a library from loading
             reasons.append(f"{name} finds none: {_first_line(str(error))}")
         else:
-            if nvrtc.version >= _OLDEST:
+            if nvrtc.version < _OLDEST:
+                reasons.append("{} finds {}.{}, older than {}.{}".format(name, *nvrtc.version, *_OLDEST))
+            elif isinstance(found, driver.Driver) and nvrtc.version[0] > found.cuda[0]:
+                reasons.append(
+                    "{} finds {}.{}, but the driver runs CUDA {}.{}".format(name, *nvrtc.version, *found.cuda)
+                )
+            else:
                 return nvrtc
-            reasons.append("{} finds {}.{}, older than {}.{}".format(name, *nvrtc.version, *_OLDEST))
-    extra = driver.extra(driver.find()) or "cuda13"
+    extra = driver.extra(found) or "cuda13"
     raise CompilerError(f"no NVRTC to compile the kernels: pip install 'gpureg[{extra}]' ({'; '.join(reasons)})")
 
 

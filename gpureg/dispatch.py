@@ -17,7 +17,7 @@ def value(w: Any, coefficients: Coefficients, dtype: Any = None) -> Any:
     """Return the penalty of w."""
     library, backend, native = _weights(w)
     result = _result_dtype(library, native, dtype)
-    return library.scalar(backend.value([Leaf(native, coefficients)], result).total)
+    return library.scalar(backend.plan([Leaf(native, coefficients)]).value(result).total)
 
 
 def activity(x: Any, coefficients: Coefficients) -> Any:
@@ -27,14 +27,16 @@ def activity(x: Any, coefficients: Coefficients) -> Any:
         raise ValueError("x is 0-d; an activity penalty is divided by x.shape[0], so x needs a first axis, the batch")
     result = arithmetic.result_dtype([native.dtype])
     batch = max(native.shape[0], 1)
-    return library.scalar(backend.value([Leaf(native, coefficients)], result, divisor=batch).total)
+    return library.scalar(backend.plan([Leaf(native, coefficients)]).value(result, divisor=batch).total)
 
 
 def gradient(w: Any, coefficients: Coefficients, out: Any = None) -> Any:
     """Write the gradient at w to `out`, a new array if there is none, and return it."""
     library, backend, native = _weights(w)
     out = library.empty_like(w) if out is None else out
-    backend.gradient([Leaf(native, coefficients, _gradient(library, backend, native, out, "out"))])
+    other = _gradient(library, backend, native, out, "out")
+    plan = backend.plan([Leaf(native, coefficients)])
+    plan.gradient(plan.bind([other]))
     return out
 
 
@@ -42,16 +44,18 @@ def value_and_gradient(w: Any, coefficients: Coefficients, out: Any = None) -> t
     """Return the penalty of w, and the gradient as `gradient` does."""
     library, backend, native = _weights(w)
     out = library.empty_like(w) if out is None else out
-    leaf = Leaf(native, coefficients, _gradient(library, backend, native, out, "out"))
-    result = backend.value_and_gradient([leaf], _result_dtype(library, native))
+    other = _gradient(library, backend, native, out, "out")
+    plan = backend.plan([Leaf(native, coefficients)])
+    result = plan.value_and_gradient(_result_dtype(library, native), plan.bind([other]))
     return library.scalar(result.total), out
 
 
 def accumulate(w: Any, coefficients: Coefficients, grad: Any) -> Any:
     """Add the gradient at w to `grad` and return the penalty of w."""
     library, backend, native = _weights(w)
-    leaf = Leaf(native, coefficients, _gradient(library, backend, native, grad, "grad"))
-    return library.scalar(backend.accumulate([leaf], _result_dtype(library, native)).total)
+    other = _gradient(library, backend, native, grad, "grad")
+    plan = backend.plan([Leaf(native, coefficients)])
+    return library.scalar(plan.accumulate(_result_dtype(library, native), plan.bind([other])).total)
 
 
 def proximal(w: Any, coefficients: Coefficients, step: float) -> Any:

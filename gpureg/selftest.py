@@ -74,27 +74,29 @@ def digests(backend: Backend, dtype: np.dtype[Any]) -> Iterator[tuple[str, str]]
             yield f"{case.name} {name}", checksum(*_results(backend, case, coefficients))
     for name, coefficients in COEFFICIENTS.items():
         leaves = [Leaf(backend.from_numpy(case.weights), coefficients) for case in everything]
-        many = backend.value(leaves, np.dtype(np.float64))
-        yield f"{dtype.name} together {name}", checksum(*map(backend.to_numpy, many))
+        many = backend.plan(leaves).value(np.dtype(np.float64))
+        yield f"{dtype.name} together {name}", checksum(*map(backend.to_numpy, (many.total, many.each)))
 
 
 def _results(backend: Backend, case: Case, coefficients: Coefficients) -> Iterator[Array]:
     """Yield what a backend makes of a case: value, gradient, both, the gradient added to one there, proximal step."""
     result = np.dtype(np.float64 if case.weights.itemsize == 8 else np.float32)
     weights = backend.from_numpy(case.weights)
-    for value in backend.value([Leaf(weights, coefficients)], result):
-        yield backend.to_numpy(value)
+    plan = backend.plan([Leaf(weights, coefficients)])
+    value = plan.value(result)
+    yield backend.to_numpy(value.total)
+    yield backend.to_numpy(value.each)
     for dtype in dict.fromkeys([case.weights.dtype, np.dtype(np.float32)]):
         with np.errstate(all="ignore"):
             start = case.gradient.astype(dtype)
         gradient = backend.from_numpy(np.ones_like(start))
-        backend.gradient([Leaf(weights, coefficients, gradient)])
+        plan.gradient(plan.bind([gradient]))
         yield backend.to_numpy(gradient)
         gradient = backend.from_numpy(np.ones_like(start))
-        yield backend.to_numpy(backend.value_and_gradient([Leaf(weights, coefficients, gradient)], result).total)
+        yield backend.to_numpy(plan.value_and_gradient(result, plan.bind([gradient])).total)
         yield backend.to_numpy(gradient)
         gradient = backend.from_numpy(start)
-        values = backend.accumulate([Leaf(weights, coefficients, gradient)], result, strength=0.5, upstream=-3.0)
+        values = plan.accumulate(result, plan.bind([gradient]), strength=0.5, upstream=-3.0)
         yield backend.to_numpy(values.total)
         yield backend.to_numpy(gradient)
     moved = backend.from_numpy(case.weights)
@@ -142,12 +144,13 @@ def run(backend: Backend, seed: int = 0) -> Outcome:
 
 def _everything(backend: Backend, weights: Array, coefficients: Coefficients) -> list[Array]:
     """Return the penalty in float64, the gradient, the same added to ones, and the weights after a proximal step."""
-    leaf = Leaf(backend.from_numpy(weights), coefficients, backend.from_numpy(np.empty_like(weights)))
-    added = leaf._replace(gradient=backend.from_numpy(np.ones_like(weights)))
-    penalty = backend.value_and_gradient([leaf], np.dtype(np.float64)).total
-    backend.accumulate([added], np.dtype(np.float64))
+    leaf = Leaf(backend.from_numpy(weights), coefficients)
+    stored, added = backend.from_numpy(np.empty_like(weights)), backend.from_numpy(np.ones_like(weights))
+    plan = backend.plan([leaf])
+    penalty = plan.value_and_gradient(np.dtype(np.float64), plan.bind([stored])).total
+    plan.accumulate(np.dtype(np.float64), plan.bind([added]))
     backend.proximal([leaf], 0.01)
-    return [backend.to_numpy(array) for array in (penalty, leaf.gradient, added.gradient, leaf.weights)]
+    return [backend.to_numpy(array) for array in (penalty, stored, added, leaf.weights)]
 
 
 def _pieces(backend: Backend, weights: Array, coefficients: Coefficients) -> list[Array]:
@@ -162,7 +165,8 @@ def _pieces(backend: Backend, weights: Array, coefficients: Coefficients) -> lis
 
 def _sum(backend: Backend, weights: Array, one: Coefficients) -> float:
     """Return one of the sums in float64."""
-    return float(backend.to_numpy(backend.value([Leaf(backend.from_numpy(weights), one)], np.dtype(np.float64)).total))
+    plan = backend.plan([Leaf(backend.from_numpy(weights), one)])
+    return float(backend.to_numpy(plan.value(np.dtype(np.float64)).total))
 
 
 def checksum(*arrays: Array) -> str:

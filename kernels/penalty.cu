@@ -5,7 +5,8 @@
 //
 // to the last bit as docs/arithmetic.md has it. A block of THREADS threads takes one tile, a thread the lanes of one
 // 16-byte word of each row. So a row is one load of the block, and a thread has as many loads in flight as rows are
-// unrolled. Where a tile is ragged or memory misaligned, the same thread takes the same lanes element by element.
+// unrolled. Where a tile is ragged or memory misaligned, the same thread takes the same lanes element by element. Tensors
+// of a table that a warp reads in one load share a block, a warp each.
 //
 // Weights are read once, gradients read and written once, nothing else but 16 bytes of sums for each tile.
 #include "element.cuh"
@@ -13,13 +14,11 @@
 
 constexpr int ROWS = GPUREG_TILE_BYTES / GPUREG_ROW_BYTES;
 
-// What a pass does with the gradient; `gpureg.backends.cuda` has the same names.
+// What a pass does with the gradient; `gpureg.backends.Mode` has the same names.
 enum Mode { VALUE, GRADIENT, VALUE_AND_GRADIENT, ACCUMULATE };
 
-// One tensor of a call. The elements of weights and gradient lie one after another, in the same order.
+// One tensor of a call.
 struct Tensor {
-  const void* weights;
-  void* gradient;
   unsigned long long size;
   double l1;
   double l2;
@@ -29,32 +28,47 @@ struct Tensor {
   unsigned first_group;  // its first group of tiles, among those of the call
 };
 
+// Where a tensor lies: the elements of weights and gradient one after another, in the same order.
+struct Place {
+  const void* weights;
+  void* gradient;
+};
+
 // A factor, in device memory so that it may change without a new launch or a synchronisation; else the number itself.
 struct Factor {
-  const double* place;
+  const void* place;
   double number;
+  bool is_float;  // whether what is there is a float, and no double
 
-  __device__ __forceinline__ double get() const { return place ? *place : number; }
+  __device__ __forceinline__ double get() const {
+    if (!place) return number;
+    return is_float ? *static_cast<const float*>(place) : *static_cast<const double*>(place);
+  }
 };
 
 // One call: a launch for each pair of dtypes in it, one after another on one stream. Scratch is the call's alone; counters
 // are zero before it and after it.
 struct Call {
   Tensor single;              // the tensor, where there is one and no table,
-  const Tensor* tensors;      // else a table of those of this launch,
-  const unsigned* tensor_of;  // and for each tile the index of its tensor there
+  Place place;                // and its place;
+  const Tensor* tensors;      // else a table of those of this launch, first those with blocks of their own,
+  const Place* places;        // their places,
+  const unsigned* tensor_of;  // and for each of those blocks the index of its tensor
+  unsigned blocks;            // how many blocks are one tensor's,
+  unsigned large;             // how many tensors have such blocks,
+  unsigned launched;          // and how many there are in this launch
   unsigned count;             // how many tensors the call has,
   unsigned groups;            // and groups in all
   Factor strength;            // over all coefficients
   Factor upstream;            // over gradients alone
   double divisor;
-  Sums* tile_sums;       // scratch: the sums of each tile,
-  Sums* group_sums;      // of each group of tiles,
-  Sums* penalties;       // and each tensor's penalty, as `abs`
-  unsigned* counters;    // for each group, for each tensor, and one for the call
-  double* each;          // results: the penalty of each tensor,
-  double* total;         // their sum over the divisor,
-  float* total_rounded;  // and that rounded to float32
+  Sums* tile_sums;     // scratch: the sums of each tile,
+  Sums* group_sums;    // of each group of tiles,
+  Sums* penalties;     // and each tensor's penalty, as `abs`
+  unsigned* counters;  // for each group, for each tensor, and one for the call
+  Sums* sums;          // results: the sums of each tensor,
+  double* each;        // its penalty, and at the end the total: the sum of all over the divisor,
+  float* rounded;      // and all these rounded to float32
 };
 
 // A thread's lanes of a tile, and what is done with each element that belongs to them.
@@ -193,36 +207,93 @@ __device__ __forceinline__ bool finish_tensor(
   const unsigned first_tile = tensor.first_tile + group * GROUP;
   const unsigned members = tiles - group * GROUP < GROUP ? tiles - group * GROUP : GROUP;
   if (members > 1) {
-    unsigned* const counter = call.counters + tensor.first_group + group;
-    if (!is_last(sums, call.tile_sums + tensor.first_tile + tile, counter, members, shared)) return false;
+    if (threadIdx.x == 0) call.tile_sums[tensor.first_tile + tile] = sums;
+    if (!is_last(call.counters + tensor.first_group + group, 1, members, shared)) return false;
     sums = add_left(call.tile_sums + first_tile, members, shared);
   }
   if (groups > 1) {
-    unsigned* const counter = call.counters + call.groups + tensor.leaf;
-    if (!is_last(sums, call.group_sums + tensor.first_group + group, counter, groups, shared)) return false;
+    if (threadIdx.x == 0) call.group_sums[tensor.first_group + group] = sums;
+    if (!is_last(call.counters + call.groups + tensor.leaf, 1, groups, shared)) return false;
     sums = add_left(call.group_sums + tensor.first_group, groups, shared);
   }
   return true;
 }
 
-template <class Weight, class Gradient, Mode MODE, bool ABS, bool SQUARES>
-__global__ void __launch_bounds__(THREADS, BLOCKS<Weight, Gradient, MODE>) penalty_pass(const Call call) {
-  constexpr unsigned TILE = GPUREG_TILE_BYTES / sizeof(Weight);
-  __shared__ Shared shared;
+// Write what a tensor comes to, and return its penalty; only a thread that has its sums may call.
+__device__ __forceinline__ double write_penalty(const Call& call, const Tensor& tensor, double strength, Sums sums) {
+  const double value = penalty(tensor, strength, sums);
+  call.sums[tensor.leaf] = sums;
+  call.each[tensor.leaf] = value;
+  call.rounded[tensor.leaf] = static_cast<float>(value);
+  call.penalties[tensor.leaf] = {value, 0.0};
+  return value;
+}
 
-  const Tensor tensor = call.tensors ? call.tensors[call.tensor_of[blockIdx.x]] : call.single;
+// Write the total, if the tensors that this block is done with, `value` the penalty of the first, are the last of the
+// call. All threads must call; the value is the first one's.
+__device__ __forceinline__ void finish_call(const Call& call, unsigned done, double value, Shared& shared) {
+  if (call.count > 1) {
+    if (!is_last(call.counters + call.groups + call.count, done, call.count, shared)) return;
+    value = add_left(call.penalties, call.count, shared).abs;
+  }
+  if (threadIdx.x == 0) {
+    const double total = value / call.divisor;
+    call.each[call.count] = total;
+    call.rounded[call.count] = static_cast<float>(total);
+  }
+}
+
+// Pass over tensors that one warp reads at once, a warp each: the lanes that other warps would have are all empty, and to
+// add their +0.0 changes no bit. Return how many tensors these are; the first thread has the first one's penalty.
+template <class Weight, class Gradient, Mode MODE, bool ABS, bool SQUARES>
+__device__ __forceinline__ unsigned pass_small(const Call& call, double strength, double upstream, double& value) {
+  constexpr int COUNT = 16 / sizeof(Weight);
+  const unsigned first = call.large + (blockIdx.x - call.blocks) * WARPS, index = first + threadIdx.x / 32;
+  if (index < call.launched) {
+    const Tensor tensor = call.tensors[index];
+    const Place place = call.places[index];
+    const Weight* const weights = static_cast<const Weight*>(place.weights);
+    Gradient* const gradient = static_cast<Gradient*>(place.gradient);
+    Lanes<Weight, Gradient, MODE, ABS, SQUARES> lanes;
+    lanes.start(tensor, strength, upstream);
+    const bool writes = lanes.writes();
+#pragma unroll
+    for (int lane = 0; lane < COUNT; ++lane) {
+      const unsigned i = threadIdx.x % 32 * COUNT + lane;
+      if (i < tensor.size) {
+        const Weight w = weights[i];
+        lanes.add(lane, w);
+        if (writes) lanes.write(w, gradient[i]);
+      }
+    }
+    if constexpr (MODE != GRADIENT) {
+      const Sums sums = add_warp(lanes.sum());
+      if (threadIdx.x % 32 == 0) value = write_penalty(call, tensor, strength, sums);
+    }
+  }
+  __syncthreads();  // each warp's penalty is there when the first thread takes a ticket
+  return call.launched - first < WARPS ? call.launched - first : WARPS;
+}
+
+// Pass over one tile of a tensor. Return whether the tensor is done, and the first thread then has its penalty.
+template <class Weight, class Gradient, Mode MODE, bool ABS, bool SQUARES>
+__device__ __forceinline__ bool pass_tile(
+    const Call& call, double strength, double upstream, double& value, Shared& shared) {
+  constexpr unsigned TILE = GPUREG_TILE_BYTES / sizeof(Weight);
+  const unsigned index = call.tensors ? call.tensor_of[blockIdx.x] : 0;
+  const Tensor tensor = call.tensors ? call.tensors[index] : call.single;
+  const Place place = call.tensors ? call.places[index] : call.place;
   const unsigned tile = blockIdx.x - tensor.first_tile;
   const unsigned long long start = static_cast<unsigned long long>(tile) * TILE, left = tensor.size - start;
-  const Weight* const weights = static_cast<const Weight*>(tensor.weights) + start;
-  Gradient* const gradient = MODE == VALUE ? nullptr : static_cast<Gradient*>(tensor.gradient) + start;
+  const Weight* const weights = static_cast<const Weight*>(place.weights) + start;
+  Gradient* const gradient = MODE == VALUE ? nullptr : static_cast<Gradient*>(place.gradient) + start;
 
   // Said, for a pointer out of a table could lead anywhere, and loads from anywhere are slower.
   __builtin_assume(__isGlobal(weights));
   if constexpr (MODE != VALUE) __builtin_assume(__isGlobal(gradient));
 
-  const double strength = call.strength.get();
   Lanes<Weight, Gradient, MODE, ABS, SQUARES> lanes;
-  lanes.start(tensor, strength, MODE == VALUE ? 1.0 : call.upstream.get());
+  lanes.start(tensor, strength, upstream);
   const bool aligned =
       (reinterpret_cast<unsigned long long>(weights) | reinterpret_cast<unsigned long long>(gradient)) % 16 == 0;
   if (aligned && left >= TILE) {
@@ -232,21 +303,23 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<Weight, Gradient, MODE>) penal
   }
   if constexpr (MODE != GRADIENT) {
     Sums sums = add_threads(lanes.sum(), shared);
-    const unsigned long long tiles = tensor.size == 0 ? 1 : (tensor.size + TILE - 1) / TILE;
-    if (!finish_tensor(call, tensor, tile, static_cast<unsigned>(tiles), sums, shared)) return;
-    if (threadIdx.x == 0) {
-      sums = {penalty(tensor, strength, sums), 0.0};
-      call.each[tensor.leaf] = sums.abs;
-    }
-    if (call.count > 1) {
-      unsigned* const counter = call.counters + call.groups + call.count;
-      if (!is_last(sums, call.penalties + tensor.leaf, counter, call.count, shared)) return;
-      sums = add_left(call.penalties, call.count, shared);
-    }
-    if (threadIdx.x == 0) {
-      const double total = sums.abs / call.divisor;
-      *call.total = total;
-      *call.total_rounded = static_cast<float>(total);
-    }
+    const unsigned long long tiles = (tensor.size + TILE - 1) / TILE;  // 0 for an empty tensor, which has a block too
+    if (!finish_tensor(call, tensor, tile, static_cast<unsigned>(tiles), sums, shared)) return false;
+    if (threadIdx.x == 0) value = write_penalty(call, tensor, strength, sums);
   }
+  return true;
+}
+
+template <class Weight, class Gradient, Mode MODE, bool ABS, bool SQUARES>
+__global__ void __launch_bounds__(THREADS, BLOCKS<Weight, Gradient, MODE>) penalty_pass(const Call call) {
+  __shared__ Shared shared;
+  const double strength = call.strength.get(), upstream = MODE == VALUE ? 1.0 : call.upstream.get();
+  double value = 0.0;
+  unsigned done;  // tensors
+  if (call.tensors && blockIdx.x >= call.blocks) {
+    done = pass_small<Weight, Gradient, MODE, ABS, SQUARES>(call, strength, upstream, value);
+  } else {
+    done = pass_tile<Weight, Gradient, MODE, ABS, SQUARES>(call, strength, upstream, value, shared);
+  }
+  if (MODE != GRADIENT && done) finish_call(call, done, value, shared);
 }

@@ -30,15 +30,21 @@ __device__ __forceinline__ Sums operator+(Sums left, Sums right) {
   return {left.abs + right.abs, left.squares + right.squares};
 }
 
-// Add the sums of a block's threads by the tree over the thread index. All threads must call; the first gets the sum.
+// Add the sums of a warp's threads by the tree over the thread index. All its threads must call; all get the sum.
 //
 // A butterfly adds each pair in both orders, which gives the same bits, for addition commutes.
-__device__ __forceinline__ Sums add_threads(Sums mine, Shared& shared) {
+__device__ __forceinline__ Sums add_warp(Sums mine) {
 #pragma unroll
   for (int distance = 1; distance < 32; distance *= 2) {
     mine = mine + Sums{__shfl_xor_sync(0xffffffffu, mine.abs, distance),
                        __shfl_xor_sync(0xffffffffu, mine.squares, distance)};
   }
+  return mine;
+}
+
+// Add the sums of a block's threads by the tree over the thread index. All threads must call; the first gets the sum.
+__device__ __forceinline__ Sums add_threads(Sums mine, Shared& shared) {
+  mine = add_warp(mine);
   __syncthreads();  // what the last call left in shared memory has been read
   if (threadIdx.x % 32 == 0) shared.warp[threadIdx.x / 32] = mine;
   __syncthreads();
@@ -66,18 +72,18 @@ __device__ __forceinline__ Sums load_relaxed(Sums* from) {
   return {load_relaxed(&from->abs), load_relaxed(&from->squares)};
 }
 
-// Leave a block's sum at `place` for the group's last block, and return whether this is it. All threads must call; the
-// sum is the first one's. What the blocks of the group left before is then there to be read.
-__device__ __forceinline__ bool is_last(Sums sum, Sums* place, unsigned* counter, unsigned count, Shared& shared) {
+// Take tickets for the parts of a whole that this block is done with, and return whether they are the last of `count`.
+// All threads must call. What the first thread stored before, and other threads before a barrier, is then there to be
+// read by the block that is last.
+__device__ __forceinline__ bool is_last(unsigned* counter, unsigned parts, unsigned count, Shared& shared) {
   if (threadIdx.x == 0) {
-    *place = sum;
-    shared.ticket = __nv_atomic_fetch_add(counter, 1u, __NV_ATOMIC_ACQ_REL, __NV_THREAD_SCOPE_DEVICE);
-    if (shared.ticket == count - 1) {
+    shared.ticket = __nv_atomic_fetch_add(counter, parts, __NV_ATOMIC_ACQ_REL, __NV_THREAD_SCOPE_DEVICE);
+    if (shared.ticket == count - parts) {
       __nv_atomic_store_n(counter, 0u, __NV_ATOMIC_RELAXED, __NV_THREAD_SCOPE_DEVICE);
     }
   }
   __syncthreads();
-  return shared.ticket == count - 1;
+  return shared.ticket == count - parts;
 }
 
 // Add the sums that other blocks left at `sums`, by the tree over their index, padded with +0.0. All threads must call;

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpureg import selftest
+from gpureg import backends, selftest
 from gpureg.arithmetic import Coefficients
-from gpureg.backends import Leaf, Values
+from gpureg.backends import Mode, Results
 from tests import reference
+from tests.passes import Leaf, WholePlan
 from tests.reference import Rule
 
 Array = NDArray[Any]
@@ -53,30 +54,27 @@ class ReferenceBackend:
     def unusable(self) -> str | None:
         return None
 
-    def value(self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: float = 1.0, divisor: int = 1) -> Values:
+    def plan(self, leaves: Sequence[backends.Leaf]) -> WholePlan:
+        return WholePlan(self._pass, leaves)
+
+    def _pass(
+        self,
+        mode: Mode,
+        leaves: Sequence[Leaf],
+        dtype: np.dtype[Any],
+        *,
+        strength: float = 1.0,
+        upstream: float = 1.0,
+        divisor: int = 1,
+    ) -> Results:
+        for leaf in leaves if mode is not Mode.VALUE else ():
+            self._write(leaf, decode(leaf.gradient) if mode is Mode.ACCUMULATE else None, strength, upstream)
         penalties = [
             reference.penalty(rule(leaf.coefficients), *_sums(leaf.weights.tobytes(), leaf.weights.dtype), strength)
             for leaf in leaves
         ]
         total = reference.result(reference.total(penalties) / divisor, dtype.name)
-        return Values(encode([total], dtype)[0], encode(penalties, np.dtype(np.float64)))
-
-    def gradient(self, leaves: Sequence[Leaf], *, strength: float = 1.0, upstream: float = 1.0) -> None:
-        for leaf in leaves:
-            self._write(leaf, None, strength, upstream)
-
-    def value_and_gradient(
-        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: float = 1.0, upstream: float = 1.0
-    ) -> Values:
-        self.gradient(leaves, strength=strength, upstream=upstream)
-        return self.value(leaves, dtype, strength=strength)
-
-    def accumulate(
-        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: float = 1.0, upstream: float = 1.0
-    ) -> Values:
-        for leaf in leaves:
-            self._write(leaf, decode(leaf.gradient), strength, upstream)
-        return self.value(leaves, dtype, strength=strength)
+        return Results(encode([total], dtype)[0], encode(penalties, np.dtype(np.float64)), None)
 
     def _write(self, leaf: Leaf, add_to: list[float] | None, strength: float, upstream: float) -> None:
         gradient = reference.gradient(
@@ -90,7 +88,7 @@ class ReferenceBackend:
         )
         leaf.gradient[...] = encode(gradient, leaf.gradient.dtype)
 
-    def proximal(self, leaves: Sequence[Leaf], step: float) -> None:
+    def proximal(self, leaves: Sequence[backends.Leaf], step: float) -> None:
         for leaf in leaves:
             dtype = leaf.weights.dtype
             moved = reference.proximal(decode(leaf.weights), dtype.name, rule(leaf.coefficients), step)

@@ -1,32 +1,23 @@
 """Reports of benchmarks: what is taken from raw data, what never is, and that no figure differs from its file."""
 
 import copy
-import importlib.util
 import json
 import re
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from bench import gpu, gpu_check, gpu_contenders, gpu_environment, gpu_torch, report
+from bench.cases import MODES, Case
+from bench.gpu_race import Race, Round
 
 ROOT = Path(__file__).parent.parent
 NAME = "2026-01-02-cpu-example"
 README = f"before\n<!-- bench:begin {NAME} -->\nold\n<!-- bench:end -->\nafter\n"
 SECRETS = ("secret-host", "secret-user", "secret-branch", "secret-project", "6.1.2")
-
-
-def _load() -> ModuleType:
-    """Import bench/report.py, which is a script and no part of the package."""
-    specification = importlib.util.spec_from_file_location("bench_report", ROOT / "bench" / "report.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-report = _load()
 
 
 def measured(role: str, seconds: list[float], mode: str = "value, L1") -> dict[str, Any]:
@@ -127,6 +118,7 @@ def test_schema(committed: Path) -> None:
     }
     # Every figure of an entry is explained.
     assert set(written["entries"][0]) - set(written["legend"]) == {"dtype", "elements", "calls"}
+    assert written["columns"] == report.COLUMNS
     assert report.load(committed) == written
 
 
@@ -253,3 +245,147 @@ def test_the_tables_in_the_readme_are_those_of_committed_reports() -> None:
     readme = ROOT / "README.md"
     for name in re.findall(r"<!-- bench:begin (\S+) -->", readme.read_text()):
         assert report.main([str(ROOT / "bench" / "results" / f"{name}.json"), "--check", str(readme)]) == 0
+
+
+def test_a_report_without_columns_has_those_of_numpy(committed: Path) -> None:
+    """The first reports were written before columns were part of them."""
+    written = json.loads(committed.read_text())
+    with_columns = report.table(report.load(committed), NAME)
+    del written["columns"]
+    committed.write_text(json.dumps(written))
+    assert report.table(report.load(committed), NAME) == with_columns
+
+
+@pytest.mark.parametrize("columns", [{"gpureg": "gpureg"}, {"gpureg": {}}, ["gpureg"]])
+def test_columns_of_no_role_are_an_error(committed: Path, columns: Any) -> None:
+    committed.write_text(json.dumps(json.loads(committed.read_text()) | {"columns": columns}))
+    with pytest.raises(report.ReportError, match=r"columns\.gpureg(\.role)? is missing"):
+        report.load(committed)
+
+
+# Reports of a GPU
+
+
+PROPERTIES = {"totalGlobalMem": 2**36, "l2CacheSize": 2**25, "multiProcessorCount": 100, "major": 9, "minor": 0}
+CUDA = SimpleNamespace(
+    getDeviceProperties=lambda _: {"name": b"NVIDIA Example", **PROPERTIES},
+    getDeviceCount=lambda: 1,
+    driverGetVersion=lambda: 13020,
+    runtimeGetVersion=lambda: 13010,
+)
+INSTALLED = {
+    "cupy": SimpleNamespace(__version__="14.2.0", cuda=SimpleNamespace(runtime=CUDA)),
+    "gpureg.compiler": SimpleNamespace(find_nvrtc=lambda: SimpleNamespace(version=(13, 0))),
+}
+
+
+def say(*command: str) -> str:
+    return {"git": "0123456789abcdef", "nvidia-smi": "580.65.06"}[command[0]]
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the GPU benchmarks find what a machine with a GPU has, as far as they ask without running anything."""
+    monkeypatch.setattr(gpu_environment, "import_module", lambda name: INSTALLED.get(name) or import_module(name))
+    monkeypatch.setattr(gpu_environment, "metadata", SimpleNamespace(version=lambda _: "2.13.0"))
+    monkeypatch.setattr(gpu_environment, "_output", say)
+    for kernel in ("_value_kernel", "_gradient_kernel"):
+        monkeypatch.setattr(gpu_contenders, kernel, lambda *_: None)
+    monkeypatch.setattr(gpu_torch, "torch", SimpleNamespace(compile=lambda function, **_: function))
+
+
+def checked(folder: Path, *, compiled: bool = True, left_out: str = "nothing") -> Path:
+    """Return a report as `make gpu-check` writes it: the n-th contender of a mode takes n tenths of a millisecond."""
+    run = gpu.Run(gpu_environment.describe(), folder / "benchmarks.json")
+    for mode in MODES:
+        case = Case(mode, report.TABLE_DTYPE, report.TABLE_ELEMENTS)
+        field = list(gpu_contenders.contenders(case, compiled=compiled))
+        times = {each.name: 1e-4 * number for number, each in enumerate(field, 1) if left_out not in each.name}
+        rounds = {name: [Round(seconds, 1e-5)] * 7 for name, seconds in times.items()}
+        run._measured[case] = [each for each in field if each.name in rounds], Race(rounds, {})
+    run.write()
+    part = json.loads((folder / "benchmarks.json").read_text()) | {"ok": True, "reason": None, "seconds": 1.0}
+    whole: dict[str, Any] = {"schema": part.pop("schema"), "parts": {"benchmarks": part}}
+    gpu_check._lift(whole, "benchmarks")
+    gpu_check.write(whole, folder / f"{NAME}.json")
+    return folder / f"{NAME}.json"
+
+
+GPU_HEAD = (
+    "| float32, 2^26 weights (256 MiB) | gpureg | CuPy best | CuPy as written | cuBLAS | ReductionKernel "
+    "| torch eager | torch.compile | memory limit |"
+)
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_the_table_of_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(checked(tmp_path)), "--table"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        GPU_HEAD,
+        "| --- |" + " ---: |" * 8,
+        # The contenders' order is gpureg, CuPy in place, cuBLAS, ReductionKernel, CuPy as written, torch, the limits.
+        "| value, L1 | 0.100 ms | 0.200 ms (2.0x) | 0.500 ms (5.0x) | 0.300 ms (3.0x) | 0.400 ms (4.0x) "
+        "| 0.600 ms (6.0x) | 0.700 ms (7.0x) | 0.800 ms (8.0x) |",
+    ]
+    # Of two forms of torch's the faster; CuPy's best form of this mode has its value from cuBLAS.
+    assert lines[6] == (
+        "| value, gradient added | 0.100 ms | 0.200 ms (2.0x) | 0.400 ms (4.0x) | 0.200 ms (2.0x) | 0.300 ms (3.0x) "
+        "| 0.500 ms (5.0x) | 0.700 ms (7.0x) | 0.800 ms (8.0x) |"
+    )
+    assert f"{gpu.LEGEND['columns']}." in lines
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_torch_is_in_the_column_of_how_it_runs() -> None:
+    found = set()
+    for mode in MODES:
+        for each in gpu_contenders.contenders(Case(mode, "float32", 2**26), compiled=True):
+            entry = {"role": each.role, "contender": each.name}
+            if each.role == "other":
+                labels = list(report.columns_of({"columns": gpu.COLUMNS}, [entry]))
+                assert labels == ["torch.compile" if each.name.startswith("torch.compile") else "torch eager"]
+                found.update(labels)
+    assert found == {"torch eager", "torch.compile"}
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_what_a_gpu_was_measured_with(tmp_path: Path) -> None:
+    written = report.load(checked(tmp_path))
+    told = report.conditions(written)
+    assert told.startswith("NVIDIA Example, driver 580.65.06, CUDA 13.2; ")
+    assert f"; {written['machine']['cpu']}, {written['machine']['cores']} core" in told
+    assert "CuPy 14.2.0, PyTorch 2.13.0, CUDA runtime 13.1, NVRTC 13.0, gpureg " in told
+    assert told.endswith(f" at 0123456; {written['date']}")
+    assert f"\n{told}.\n" in report.table(written, NAME)
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_what_a_gpu_does_not_have_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_torch, "torch", None)
+    monkeypatch.setattr(gpu_environment, "metadata", SimpleNamespace(version=dict[str, str]().__getitem__))
+    monkeypatch.setattr(gpu_environment, "_output", lambda *_: "")
+    table = report.table(report.load(checked(tmp_path)), NAME)
+    assert "orch" not in table
+    assert "None" not in table
+    assert "NVIDIA Example, CUDA 13.2; " in table
+    assert " at an unknown commit; " in table
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_a_contender_that_was_left_out_is_so_in_the_table(tmp_path: Path) -> None:
+    lines = report.table(report.load(checked(tmp_path, left_out="asum(w) + ")), NAME).splitlines()
+    assert lines[0] == GPU_HEAD
+    assert lines[4].split(" | ")[4] == "left out"
+    assert not any("left out" in line for line in (*lines[:4], *lines[5:]))
+    assert "torch.compile" not in report.table(report.load(checked(tmp_path, compiled=False)), NAME).splitlines()[0]
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_the_picture_of_a_gpu_has_its_columns(tmp_path: Path) -> None:
+    drawn = tmp_path / "picture.svg"
+    assert report.main([str(checked(tmp_path)), "--figure", str(drawn)]) == 0
+    text = drawn.read_text()
+    for label in gpu.COLUMNS:
+        assert f"<!-- {label} -->" in text
+    assert "NVIDIA Example" in text

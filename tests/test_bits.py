@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import gpureg
 from gpureg import arithmetic
 from gpureg.arithmetic import ROWS
-from gpureg.backends import Leaf
+from gpureg.backends import Mode
 from gpureg.backends.numpy import backend
 from tests import reference
 from tests.helpers import (
@@ -32,6 +32,7 @@ from tests.helpers import (
     value_dtype,
     values,
 )
+from tests.passes import Leaf, run
 from tests.reference import FORMATS, Rule
 
 L1_LOSS, L2_LOSS = Rule(l1=1.0), Rule(l2=1.0, halved=True)
@@ -245,7 +246,7 @@ def test_every_16_bit_number_has_its_penalty(dtype: str) -> None:
     w, (regularizer, rule) = _every_number(dtype), REGULARIZERS["L1L2"]
     penalties = [reference.penalty(rule, abs(x), x * x) for x in values(w)]
     leaves = [Leaf(w[i : i + 1], regularizer.coefficients) for i in range(w.size)]
-    found = backend.value(leaves, DTYPES["float64"])
+    found = run(backend, Mode.VALUE, leaves, DTYPES["float64"])
     assert_bits(found.each, penalties, "float64")
     assert_bits(found.total, reference.total(penalties), "float64")
 

@@ -17,7 +17,8 @@ import pytest
 
 import gpureg
 from gpureg import arithmetic, compiler, driver
-from gpureg.compiler import KERNELS, OPTIONS, TYPES, CompilerError, Kernel, Mode, Program, penalty_pass, proximal_step
+from gpureg.backends import Mode
+from gpureg.compiler import KERNELS, OPTIONS, TYPES, CompilerError, Kernel, Program, penalty_pass, proximal_step
 from tests.test_import import HEAVY, loaded_by
 
 ROOT = Path(__file__).parent.parent

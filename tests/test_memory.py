@@ -1,7 +1,7 @@
-"""The scratch memory of a pass is small and does not grow with the tensor."""
+"""The scratch memory of a pass is small for each thread and does not grow with the tensor."""
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -49,6 +49,16 @@ PASSES: dict[str, Callable[[Array, Array], Any]] = {
 }
 
 
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Compute with so many threads."""
+    before = gpureg.get_num_threads()
+    gpureg.set_num_threads(request.param)
+    yield request.param
+    gpureg.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1], indirect=True)
 @pytest.mark.parametrize(
     ("weights", "gradient"),
     [
@@ -60,6 +70,7 @@ PASSES: dict[str, Callable[[Array, Array], Any]] = {
 )
 @pytest.mark.parametrize("kind", PASSES)
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("threads")
 def test_scratch_is_small_and_does_not_grow(dtype: str, kind: str, weights: str, gradient: str) -> None:
     peaks = []
     for nbytes in (12 * MIB, 24 * MIB):
@@ -71,11 +82,22 @@ def test_scratch_is_small_and_does_not_grow(dtype: str, kind: str, weights: str,
     assert peaks[1] <= peaks[0] + SLACK
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("threads", [1], indirect=True)
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 def test_scratch_of_float32_gradients_is_small(dtype: str) -> None:
     w = VIEWS["transposed slice"](12 * MIB // DTYPES[dtype].itemsize, DTYPES[dtype])
     grad = np.zeros(w.shape, np.float32)
     assert peak(lambda: BOTH.accumulate_grad(w, grad)) < LIMIT
+
+
+@pytest.mark.parametrize("threads", [1, 3, 7], indirect=True)
+@pytest.mark.parametrize("kind", PASSES)
+def test_each_thread_has_scratch_of_its_own(kind: str, threads: int) -> None:
+    w, out = VIEWS["transposed slice"](2**22, DTYPES["float64"]), np.zeros(2**22, np.float32).reshape(2**14, 256)
+    run = partial(PASSES[kind], w, w.copy() if kind == "proximal" else out)
+    run()  # starts the threads
+    assert peak(run) < threads * LIMIT
 
 
 def test_a_new_gradient_is_all_that_is_allocated() -> None:

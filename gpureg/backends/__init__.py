@@ -1,10 +1,11 @@
 """What computes: the interface of a backend, and the table of those there are.
 
-A backend is the whole of `docs/arithmetic.md` for one kind of memory. It takes any number of tensors in one call, of
+A backend is the whole of `docs/arithmetic.md` for one kind of memory. It plans passes over any number of tensors, of
 which one tensor is the simple case; it knows nothing of frameworks, and all it is given has been checked.
 """
 
 from collections.abc import Sequence
+from enum import Enum
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -17,27 +18,92 @@ Scalar = Any
 """A number, or a 0-d array in the backend's memory, read there without synchronising."""
 
 
+class Mode(Enum):
+    """What a pass over the weights does with the gradient, as in `kernels/penalty.cu`."""
+
+    VALUE = 0
+    GRADIENT = 1
+    VALUE_AND_GRADIENT = 2
+    ACCUMULATE = 3
+
+
 class Leaf(NamedTuple):
-    """One tensor of a call: its weights, its coefficients, and the gradient to write, add to or leave out."""
+    """One tensor of a call: its weights and its coefficients."""
 
     weights: Any
     coefficients: Coefficients
-    gradient: Any = None
 
 
-class Values(NamedTuple):
-    """What a pass returns: the total, rounded once to the dtype asked for, and each penalty in float64."""
+class Values(Protocol):
+    """What a pass returns, in the backend's own arrays."""
+
+    @property
+    def total(self) -> Any:
+        """The sum of the penalties over the divisor, 0-d, rounded once to the dtype asked for."""
+
+    @property
+    def each(self) -> Any:
+        """The penalty of each tensor in float64."""
+
+    @property
+    def rounded(self) -> Any:
+        """The penalty of each tensor, rounded to float32."""
+
+    @property
+    def sums(self) -> Any:
+        """`sum|w|` and `sum w*w` of each tensor in float64, shape (tensors, 2); None unless they were asked for."""
+
+
+class Results(NamedTuple):
+    """Values that are there."""
 
     total: Any
     each: Any
+    rounded: Any
+    sums: Any = None
+
+
+class Gradients(Protocol):
+    """Gradients to write or to add to, bound to the tensors of a plan; valid while the arrays live."""
+
+    def moved(self, addresses: Sequence[int]) -> "Gradients | None":
+        """Return what other gradients of the same shapes, strides and dtypes make, which begin at these addresses.
+
+        None if that is not all there is to know; they must be bound then.
+        """
+
+
+class Plan(Protocol):
+    """Tensors and their coefficients, ready to be passed over any number of times, in the order given.
+
+    Coefficients are scaled by `strength`; a gradient also by `upstream`, which never changes a value.
+    """
+
+    def bind(self, gradients: Sequence[Any]) -> Gradients:
+        """Return gradients, one for each tensor in the order of the plan, as its passes take them."""
+
+    def value(self, dtype: np.dtype[Any], *, strength: Scalar = 1.0, divisor: int = 1, sums: bool = False) -> Values:
+        """Return the penalties; the total is divided by `divisor` before its one rounding."""
+
+    def gradient(self, gradients: Any, *, strength: Scalar = 1.0, upstream: Scalar = 1.0) -> None:
+        """Write each tensor's gradient."""
+
+    def value_and_gradient(
+        self, dtype: np.dtype[Any], gradients: Any, *, strength: Scalar = 1.0, upstream: Scalar = 1.0
+    ) -> Values:
+        """Write each tensor's gradient and return the penalties, in one pass over the weights."""
+
+    def accumulate(
+        self, dtype: np.dtype[Any], gradients: Any, *, strength: Scalar = 1.0, upstream: Scalar = 1.0
+    ) -> Values:
+        """Add to each tensor's gradient and return the penalties, in one pass over the weights."""
 
 
 class Backend(Protocol):
     """Penalties and gradients over the backend's own arrays (`numpy.ndarray` for "numpy").
 
     Shapes, dtypes and memory have been checked: a gradient has its weights' shape, may be written, and overlaps
-    neither itself nor another array of the call. Coefficients are scaled by `strength`; a gradient also by
-    `upstream`, which never changes a value.
+    neither itself nor another array of the call.
     """
 
     @property
@@ -47,23 +113,8 @@ class Backend(Protocol):
     def unusable(self) -> str | None:
         """Return why the backend cannot be used here, in one line that says what to install; None if it can."""
 
-    def value(
-        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: Scalar = 1.0, divisor: int = 1
-    ) -> Values:
-        """Return the penalties; the total is divided by `divisor` before its one rounding."""
-
-    def gradient(self, leaves: Sequence[Leaf], *, strength: Scalar = 1.0, upstream: Scalar = 1.0) -> None:
-        """Write each leaf's gradient."""
-
-    def value_and_gradient(
-        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: Scalar = 1.0, upstream: Scalar = 1.0
-    ) -> Values:
-        """Write each leaf's gradient and return the penalties, in one pass over the weights."""
-
-    def accumulate(
-        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: Scalar = 1.0, upstream: Scalar = 1.0
-    ) -> Values:
-        """Add to each leaf's gradient and return the penalties, in one pass over the weights."""
+    def plan(self, leaves: Sequence[Leaf]) -> Plan:
+        """Return the plan of passes over these tensors."""
 
     def proximal(self, leaves: Sequence[Leaf], step: Scalar) -> None:
         """Take the proximal step on each leaf's weights, in place."""

@@ -6,19 +6,19 @@ stream of the arrays' device. Nothing here waits for the GPU.
 
 import contextlib
 import functools
+import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpureg import arithmetic, backends, compiler, driver
-from gpureg.backends import Leaf, Scalar, Values
-from gpureg.compiler import Mode
+from gpureg.backends import Leaf, Mode, Results, Scalar, Values
 
 THREADS = arithmetic.ROW_BYTES // 16
 """Threads of a block, as in `kernels/tree.cuh`: one 16-byte load of each makes a row."""
@@ -26,11 +26,15 @@ THREADS = arithmetic.ROW_BYTES // 16
 GROUP = THREADS
 """Tiles of a group, whose sums one block adds in one go."""
 
+WARPS = THREADS // 32
+"""Warps of a block, and so how many small tensors share one."""
+
+SMALL = 32 * 16
+"""Bytes of a tensor that a warp reads in one load."""
+
 # The structures of kernels/penalty.cu and kernels/proximal.cu, passed by value or in tables.
 TENSOR = np.dtype(
     [
-        ("weights", np.uint64),
-        ("gradient", np.uint64),
         ("size", np.uint64),
         ("l1", np.float64),
         ("l2", np.float64),
@@ -41,12 +45,18 @@ TENSOR = np.dtype(
     ],
     align=True,
 )
-FACTOR = np.dtype([("place", np.uint64), ("number", np.float64)], align=True)
+PLACE = np.dtype([("weights", np.uint64), ("gradient", np.uint64)], align=True)
+FACTOR = np.dtype([("place", np.uint64), ("number", np.float64), ("is_float", np.bool_)], align=True)
 CALL = np.dtype(
     [
         ("single", TENSOR),
+        ("place", PLACE),
         ("tensors", np.uint64),
+        ("places", np.uint64),
         ("tensor_of", np.uint64),
+        ("blocks", np.uint32),
+        ("large", np.uint32),
+        ("launched", np.uint32),
         ("count", np.uint32),
         ("groups", np.uint32),
         ("strength", FACTOR),
@@ -56,9 +66,9 @@ CALL = np.dtype(
         ("group_sums", np.uint64),
         ("penalties", np.uint64),
         ("counters", np.uint64),
+        ("sums", np.uint64),
         ("each", np.uint64),
-        ("total", np.uint64),
-        ("total_rounded", np.uint64),
+        ("rounded", np.uint64),
     ],
     align=True,
 )
@@ -85,23 +95,8 @@ class CudaBackend:
     def unusable(self) -> str | None:  # noqa: D102
         return _unusable()
 
-    def value(  # noqa: D102
-        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: Scalar = 1.0, divisor: int = 1
-    ) -> Values:
-        return _run(leaves, Mode.VALUE, dtype, strength, 1.0, divisor)
-
-    def gradient(self, leaves: Sequence[Leaf], *, strength: Scalar = 1.0, upstream: Scalar = 1.0) -> None:  # noqa: D102
-        _run(leaves, Mode.GRADIENT, np.dtype(np.float64), strength, upstream)
-
-    def value_and_gradient(  # noqa: D102
-        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: Scalar = 1.0, upstream: Scalar = 1.0
-    ) -> Values:
-        return _run(leaves, Mode.VALUE_AND_GRADIENT, dtype, strength, upstream)
-
-    def accumulate(  # noqa: D102
-        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: Scalar = 1.0, upstream: Scalar = 1.0
-    ) -> Values:
-        return _run(leaves, Mode.ACCUMULATE, dtype, strength, upstream)
+    def plan(self, leaves: Sequence[Leaf]) -> "CudaPlan":  # noqa: D102
+        return CudaPlan(leaves)
 
     def proximal(self, leaves: Sequence[Leaf], step: Scalar) -> None:  # noqa: D102
         for leaf in leaves:
@@ -142,101 +137,275 @@ def _unusable() -> str | None:
     return compiler.unusable()
 
 
-def _run(
-    leaves: Sequence[Leaf], mode: Mode, dtype: np.dtype[Any], strength: Scalar, upstream: Scalar, divisor: int = 1
-) -> Values:
-    """Launch a pass over all tensors, and return where the penalties will be."""
-    cupy = _cupy()
-    count = len(leaves)
-    if not leaves:
-        return Values(cupy.zeros((), dtype), cupy.zeros(0))
-    with leaves[0].weights.device, contextlib.ExitStack() as copies:
-        stream = _Stream(cupy)
-        records, tiles, groups = _records(leaves, mode, copies, stream)
-        results = cupy.empty(count + 2, np.float64)
-        scratch = cupy.empty(_SUMS * (int(tiles.sum()) + groups + count), np.uint8)
+class _Bound:
+    """Where the tensors of a plan lie in passes with certain gradients.
 
-        call = np.zeros(1, CALL)
-        call["count"], call["groups"], call["divisor"] = count, groups, divisor
-        for name, factor in (("strength", strength), ("upstream", upstream)):
-            call[name] = _factor(cupy, factor, stream)
+    Of arrays whose elements lie side by side only the addresses are kept, so that the arrays themselves may go; the
+    others are copied for each pass.
+    """
+
+    def __init__(self, places: NDArray[Any], apart: "list[_Apart]", launches: "list[_Launch]") -> None:
+        self.places = places
+        self.apart = apart
+        self.launches = launches
+        self.tables = [_Table() for _ in launches]
+
+    def moved(self, addresses: Sequence[int]) -> "_Bound | None":
+        """Return the same for gradients of the same shapes, strides and dtypes at other addresses, if that is all."""
+        if self.apart:
+            return None
+        places = self.places.copy()
+        places["gradient"] = addresses
+        return _Bound(places, [], self.launches)
+
+
+class _Apart(NamedTuple):
+    """An array whose elements do not lie side by side in the order of sums: its view in that order, and whose it is."""
+
+    which: int
+    name: str  # in PLACE
+    view: Any
+
+
+class _Table:
+    """A table that kernels read: a copy for each stream, made in the order of the stream and so without waiting."""
+
+    def __init__(self) -> None:
+        self._copies: dict[Any, Any] = {}
+
+    def on(self, stream: "_Stream", contents: Callable[[], NDArray[Any]]) -> int:
+        """Return where the table lies for launches on a stream."""
+        copy = self._copies.get(stream.key)
+        if copy is None and stream.captures:
+            # What a graph copied from the host would be read anew by each replay. But any copy will do that was made
+            # before, for a capture begins when the work before it is done.
+            copy = next(iter(self._copies.values()), None)
+            if copy is None:
+                raise RuntimeError(
+                    "tables of several tensors cannot be copied to the device while a graph is captured: make the same "
+                    "call once before, with the same arrays (whose elements lie side by side)"
+                )
+        if copy is None:
+            copy = self._copies[stream.key] = stream.send(contents())
+        stream.keep(copy)
+        return int(copy.data.ptr)
+
+
+class _Launch:
+    """The tensors of a plan that share a pair of dtypes, and so a launch: which they are, and what does not change."""
+
+    def __init__(self, plan: "CudaPlan", members: list[int], weights: str, gradient: str) -> None:
+        # One tensor needs no table, and has none to share a block with.
+        self.by_value = len(members) == 1
+        large = [i for i in members if plan.nbytes[i] > SMALL or self.by_value]
+        large.sort(key=lambda i: plan.tiles[i] == 1)  # those of several tiles, whose sums need places, come first
+        self.members = np.array(large + [i for i in members if plan.nbytes[i] <= SMALL and not self.by_value])
+        self.dtypes = weights, gradient
+        coefficients = [plan.leaves[i].coefficients for i in members]
+        self.l1, self.l2 = any(c.l1 != 0 for c in coefficients), any(c.l2 != 0 for c in coefficients)
+        self.records = plan.records[self.members]
+        tiles = plan.tiles[large]
+        self.records["first_tile"][: len(large)] = np.cumsum(tiles) - tiles
+        self.blocks, self.large = int(tiles.sum()), len(large)
+        self.tile_sums = int(tiles[tiles > 1].sum())
+        self.grid = self.blocks + -(-(len(members) - len(large)) // WARPS)
+        self.tensor_of = np.repeat(np.arange(len(large), dtype=np.uint32), tiles)
+        self.tables = _Table(), _Table()  # records and tensor_of
+
+    def kernel(self, mode: Mode, *, sums: bool) -> str:
+        """Return the name of the kernel of a pass."""
+        return compiler.penalty_pass(*self.dtypes, mode, l1=self.l1 or sums, l2=self.l2 or sums)
+
+
+class _Values:
+    """What a pass returns, as views of one array; see `gpureg.backends.Values`."""
+
+    def __init__(self, results: Any, count: int, dtype: np.dtype[Any], *, sums: bool) -> None:
+        self._results, self._count, self._has_sums = results, count, sums
+        if dtype.itemsize == 8:
+            self.total = self._view((), np.float64, 2 * count + count)
+        else:
+            self.total = self._view((), np.float32, 2 * (2 * count + count + 1) + count).astype(dtype, copy=False)
+
+    def _view(self, shape: tuple[int, ...], dtype: Any, place: int) -> Any:
+        data = self._results.data + place * np.dtype(dtype).itemsize
+        return _cupy().ndarray(shape, dtype, data)
+
+    @property
+    def each(self) -> Any:
+        return self._view((self._count,), np.float64, 2 * self._count)
+
+    @property
+    def rounded(self) -> Any:
+        return self._view((self._count,), np.float32, 2 * (3 * self._count + 1))
+
+    @property
+    def sums(self) -> Any:
+        return self._view((self._count, 2), np.float64, 0) if self._has_sums else None
+
+
+class CudaPlan:
+    """Tensors and the tables that kernels read of them; see `gpureg.backends.Plan` for each method.
+
+    Tables are copied to the device once. All that a pass needs beside them, results included, is memory of its own, so
+    that passes on two streams do not disturb each other. Only captured passes share scratch memory, whose replays must
+    not overlap.
+    """
+
+    def __init__(self, leaves: Sequence[Leaf]) -> None:
+        self.leaves = tuple(leaves)
+        arrays = [leaf.weights for leaf in self.leaves]
+        self._axes = [arithmetic.memory_order(array) for array in arrays]
+        self._dtypes = [array.dtype.name for array in arrays]
+        self.nbytes = [array.size * array.itemsize for array in arrays]
+        tile = np.array([arithmetic.tile_size(array.itemsize) for array in arrays], np.int64)
+        self.records = np.zeros(len(arrays), TENSOR)
+        self.records["size"] = [array.size for array in arrays]
+        self.records["l1"], self.records["l2"], self.records["twice_l2"] = np.reshape(
+            [leaf.coefficients for leaf in self.leaves], (-1, 3)
+        ).T
+        self.tiles = np.maximum(-(-self.records["size"].astype(np.int64) // tile), 1)
+        groups = np.where(self.tiles > 1, -(-self.tiles // GROUP), 0)  # one tile is a tensor's sum
+        self.records["leaf"] = np.arange(len(arrays))
+        self.records["first_group"] = np.cumsum(groups) - groups
+        self._groups = int(groups.sum())
+
+        self._places = np.zeros(len(arrays), PLACE)
+        self._apart = self._set_places(self._places, "weights", arrays)
+        self._launches: dict[tuple[str, ...], list[_Launch]] = {}
+        self._weights_only = _Bound(self._places, self._apart, self._launches_into(self._dtypes))
+        self._lock = threading.Lock()
+        self._captured: Any = None
+
+    def bind(self, gradients: Sequence[Any]) -> _Bound:  # noqa: D102
+        places = self._places.copy()
+        apart = self._apart + self._set_places(places, "gradient", gradients)
+        return _Bound(places, apart, self._launches_into([gradient.dtype.name for gradient in gradients]))
+
+    def value(  # noqa: D102
+        self, dtype: np.dtype[Any], *, strength: Scalar = 1.0, divisor: int = 1, sums: bool = False
+    ) -> Values:
+        return self._run(Mode.VALUE, dtype, self._weights_only, strength, 1.0, divisor, sums=sums)
+
+    def gradient(self, gradients: _Bound, *, strength: Scalar = 1.0, upstream: Scalar = 1.0) -> None:  # noqa: D102
+        self._run(Mode.GRADIENT, np.dtype(np.float64), gradients, strength, upstream)
+
+    def value_and_gradient(  # noqa: D102
+        self, dtype: np.dtype[Any], gradients: _Bound, *, strength: Scalar = 1.0, upstream: Scalar = 1.0
+    ) -> Values:
+        return self._run(Mode.VALUE_AND_GRADIENT, dtype, gradients, strength, upstream)
+
+    def accumulate(  # noqa: D102
+        self, dtype: np.dtype[Any], gradients: _Bound, *, strength: Scalar = 1.0, upstream: Scalar = 1.0
+    ) -> Values:
+        return self._run(Mode.ACCUMULATE, dtype, gradients, strength, upstream)
+
+    def _set_places(self, places: NDArray[Any], name: str, arrays: Sequence[Any]) -> list[_Apart]:
+        """Set where the arrays lie; return those that cannot be read where they are."""
+        views = [array.transpose(axes) for array, axes in zip(arrays, self._axes, strict=True)]
+        places[name] = [view.data.ptr for view in views]
+        return [_Apart(i, name, view) for i, view in enumerate(views) if not _is_side_by_side(view)]
+
+    def _launches_into(self, gradients: list[str]) -> list[_Launch]:
+        """Return the launches of passes whose gradients have these dtypes."""
+        known = self._launches.get(tuple(gradients))
+        if known is None:
+            parts: dict[tuple[str, str], list[int]] = {}
+            for i, pair in enumerate(zip(self._dtypes, gradients, strict=True)):
+                parts.setdefault(pair, []).append(i)
+            known = [_Launch(self, members, *pair) for pair, members in parts.items()]
+            self._launches[tuple(gradients)] = known
+        return known
+
+    def _run(
+        self,
+        mode: Mode,
+        dtype: np.dtype[Any],
+        bound: _Bound,
+        strength: Scalar,
+        upstream: Scalar,
+        divisor: int = 1,
+        *,
+        sums: bool = False,
+    ) -> Values:
+        """Launch a pass over all tensors, and return where the penalties will be."""
+        cupy = _cupy()
+        count = len(self.leaves)
+        if not count:
+            return Results(cupy.zeros((), dtype), cupy.zeros(0), cupy.zeros(0, np.float32), cupy.zeros((0, 2)))
+        with self.leaves[0].weights.device, self._lock, contextlib.ExitStack() as copies:
+            stream = _Stream(cupy)
+            call = np.zeros(1, CALL)
+            call["count"], call["groups"], call["divisor"] = count, self._groups, divisor
+            call["strength"] = _factor(cupy, strength, stream)
+            call["upstream"] = _factor(cupy, upstream, stream)
+            # Sums, penalties, the total, and the last two rounded; the lines of _Values.
+            results = cupy.empty(3 * count + 1 + (count + 2) // 2, np.float64)
+            call["sums"] = results.data.ptr
+            call["each"] = call["sums"] + 16 * count
+            call["rounded"] = call["each"] + 8 * (count + 1)
+            stream.keep(results)
+
+            places = bound.places
+            if bound.apart:
+                places = places.copy()
+                for which, name, view in bound.apart:
+                    reads = name == "weights" or mode is Mode.ACCUMULATE
+                    copy = copies.enter_context(_copied(view, stream, reads=reads, writes=name == "gradient"))
+                    places[which][name] = copy.data.ptr
+            with self._scratch(call, bound.launches, stream):
+                # All that can fail comes before the first launch.
+                ready = []
+                for number, launch in enumerate(bound.launches):
+                    self._set_tables(call, bound, places, number, stream)
+                    ready.append((_kernel(launch.kernel(mode, sums=sums), stream.device), launch.grid, call.copy()))
+                for kernel, grid, argument in ready:
+                    kernel((grid,), (THREADS,), (argument,))
+            values = _Values(results, count, dtype, sums=sums)
+            stream.keep(values.total)
+            return values
+
+    @contextlib.contextmanager
+    def _scratch(self, call: NDArray[Any], launches: list[_Launch], stream: "_Stream") -> Iterator[None]:
+        """Tell a call its scratch memory and counters, which are its own until its launches are made."""
+        count = len(self.leaves)
+        tiles = max(launch.tile_sums for launch in launches)  # launches take turns
+        sums, counters = tiles + self._groups + count, self._groups + count + 1
+        if stream.captures:
+            if self._captured is None or self._captured.size < _SUMS * sums + 4 * counters:
+                self._captured = _cupy().empty(_SUMS * sums + 4 * counters, np.uint8)
+                stream.keep(self._captured)
+            scratch = self._captured
+            scratch[_SUMS * sums :].fill(0)  # by the graph, before each replay
+            place = scratch.data.ptr + _SUMS * sums
+            borrowed: contextlib.AbstractContextManager[int] = contextlib.nullcontext(place)
+        else:
+            scratch = _cupy().empty(_SUMS * sums, np.uint8)
+            # Counters of the stream are zero between launches, and another thread may make one between those of a call.
+            own = _cupy().zeros(counters, np.uint32) if len(launches) > 1 else None
+            borrowed = stream.counters(counters) if own is None else contextlib.nullcontext(own.data.ptr)
         call["tile_sums"] = scratch.data.ptr
-        call["group_sums"] = call["tile_sums"] + _SUMS * int(tiles.sum())
-        call["penalties"] = call["group_sums"] + _SUMS * groups
-        call["each"] = results.data.ptr
-        call["total"] = call["each"] + 8 * count
-        call["total_rounded"] = call["total"] + 8
-        stream.keep(results, scratch)
+        call["group_sums"] = call["tile_sums"] + _SUMS * tiles
+        call["penalties"] = call["group_sums"] + _SUMS * self._groups
+        with borrowed as place:
+            call["counters"] = place
+            yield
 
-        with stream.counters(groups + count + 1) as counters:
-            call["counters"] = counters.data.ptr
-            for (weights, gradient), part in _parts(leaves, mode).items():
-                coefficients = [leaves[i].coefficients for i in part]
-                l1, l2 = any(c.l1 != 0 for c in coefficients), any(c.l2 != 0 for c in coefficients)
-                name = compiler.penalty_pass(weights, gradient, mode, l1=l1, l2=l2)
-                grid = _fill_tables(cupy, call, records[part], tiles[part], stream)
-                _kernel(name, cupy.cuda.Device().id)((grid,), (THREADS,), (call,))
-        total = results[count : count + 1] if dtype.itemsize == 8 else results[count + 1 :].view(np.float32)[:1]
-        total = total.reshape(()).astype(dtype, copy=False)
-        stream.keep(total)
-        return Values(total, results[:count])
-
-
-def _records(
-    leaves: Sequence[Leaf], mode: Mode, copies: contextlib.ExitStack, stream: "_Stream"
-) -> tuple[NDArray[Any], NDArray[Any], int]:
-    """Return the kernels' record of each tensor, how many tiles each has, and how many groups of tiles there are."""
-    records = np.zeros(len(leaves), TENSOR)
-    for i, leaf in enumerate(leaves):
-        axes = arithmetic.memory_order(leaf.weights)
-        weights = copies.enter_context(_side_by_side(leaf.weights, axes, stream, writes=False))
-        records[i]["weights"], records[i]["size"] = weights.data.ptr, weights.size
-        if mode is not Mode.VALUE:
-            gradient = _side_by_side(leaf.gradient, axes, stream, reads=mode is Mode.ACCUMULATE)
-            records[i]["gradient"] = copies.enter_context(gradient).data.ptr
-        records[i]["l1"], records[i]["l2"], records[i]["twice_l2"] = leaf.coefficients
-    sizes = np.array([arithmetic.tile_size(leaf.weights.itemsize) for leaf in leaves], np.uint64)
-    tiles = np.maximum((records["size"] + sizes - np.uint64(1)) // sizes, np.uint64(1)).astype(np.int64)
-    groups = -(-tiles // GROUP)
-    records["leaf"] = np.arange(len(leaves))
-    records["first_group"] = np.cumsum(groups) - groups
-    return records, tiles, int(groups.sum())
-
-
-def _parts(leaves: Sequence[Leaf], mode: Mode) -> dict[tuple[str, str], list[int]]:
-    """Return which tensors share a pair of dtypes, weights and gradient, and so a launch."""
-    parts: dict[tuple[str, str], list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        weights = leaf.weights.dtype.name
-        gradient = weights if mode is Mode.VALUE else leaf.gradient.dtype.name
-        parts.setdefault((weights, gradient), []).append(i)
-    return parts
-
-
-def _fill_tables(
-    cupy: ModuleType, call: NDArray[Any], records: NDArray[Any], tiles: NDArray[Any], stream: "_Stream"
-) -> int:
-    """Tell the call its tensors, by value if there is one, else in tables on the device; return the number of tiles."""
-    records["first_tile"] = np.cumsum(tiles) - tiles
-    if len(records) == 1:
-        call["single"], call["tensors"], call["tensor_of"] = records[0], 0, 0
-        return int(tiles[0])
-    if stream.captures:
-        raise RuntimeError("a call over several tensors cannot be captured: its tables are copied from the host")
-    table = cupy.asarray(records.view(np.uint8))
-    tensor_of = cupy.asarray(np.repeat(np.arange(len(records), dtype=np.uint32), tiles))
-    call["tensors"], call["tensor_of"] = table.data.ptr, tensor_of.data.ptr
-    stream.keep(table, tensor_of)
-    return int(tiles.sum())
-
-
-def _factor(cupy: ModuleType, factor: Scalar, stream: "_Stream") -> tuple[int, float]:
-    """Return a factor as the kernels take it: where it is, if it is on the device, else the number."""
-    if not isinstance(factor, cupy.ndarray):
-        return 0, float(factor)
-    place = factor.astype(np.float64, copy=False)
-    stream.keep(place)
-    return place.data.ptr, 0.0
+    def _set_tables(
+        self, call: NDArray[Any], bound: _Bound, places: NDArray[Any], number: int, stream: "_Stream"
+    ) -> None:
+        """Tell a call the tensors of a launch, by value if there is one, else in tables on the device."""
+        launch = bound.launches[number]
+        call["blocks"], call["large"], call["launched"] = launch.blocks, launch.large, len(launch.members)
+        if launch.by_value:
+            call["single"], call["place"] = launch.records[0], places[launch.members[0]]
+            call["tensors"] = call["places"] = call["tensor_of"] = 0
+            return
+        records, tensor_of = launch.tables
+        call["tensors"] = records.on(stream, lambda: launch.records)
+        call["tensor_of"] = tensor_of.on(stream, lambda: launch.tensor_of)
+        table = _Table() if bound.apart else bound.tables[number]
+        call["places"] = table.on(stream, lambda: places[launch.members])
 
 
 def _proximal(leaf: Leaf, step: float) -> None:
@@ -244,22 +413,32 @@ def _proximal(leaf: Leaf, step: float) -> None:
     weights, (l1, _, twice_l2) = leaf.weights, leaf.coefficients
     if not weights.size:
         return
-    with weights.device, _side_by_side(weights, arithmetic.memory_order(weights), _Stream(_cupy())) as dense:
+    with weights.device, contextlib.ExitStack() as copies:
+        view = weights.transpose(arithmetic.memory_order(weights))
+        if not _is_side_by_side(view):
+            view = copies.enter_context(_copied(view, _Stream(_cupy())))
         argument = np.zeros(1, STEP)
-        argument[0] = dense.data.ptr, dense.size, step * l1, 1 + step * twice_l2, twice_l2 != 0
-        tiles = -(-dense.size // arithmetic.tile_size(dense.itemsize))
+        argument[0] = view.data.ptr, view.size, step * l1, 1 + step * twice_l2, twice_l2 != 0
+        tiles = -(-view.size // arithmetic.tile_size(view.itemsize))
         _kernel(compiler.proximal_step(weights.dtype.name), weights.device.id)((tiles,), (THREADS,), (argument,))
 
 
+def _factor(cupy: ModuleType, factor: Scalar, stream: "_Stream") -> tuple[int, float, bool]:
+    """Return a factor as the kernels take it: where it is, if it is on the device, else the number."""
+    if not isinstance(factor, cupy.ndarray):
+        return 0, float(factor), False
+    stream.keep(factor)
+    return factor.data.ptr, 0.0, factor.dtype.itemsize == 4
+
+
+def _is_side_by_side(view: Any) -> bool:
+    """Return whether kernels can take an array as it is: its elements one after another, where a GPU can read them."""
+    return bool(view.flags.c_contiguous and view.data.ptr % view.itemsize == 0)
+
+
 @contextlib.contextmanager
-def _side_by_side(
-    array: Any, axes: tuple[int, ...], stream: "_Stream", *, reads: bool = True, writes: bool = True
-) -> Iterator[Any]:
-    """Yield an array whose elements lie side by side in that order of its axes: itself, or a copy for the while."""
-    view = array.transpose(axes)
-    if view.flags.c_contiguous and view.data.ptr % view.itemsize == 0:
-        yield view
-        return
+def _copied(view: Any, stream: "_Stream", *, reads: bool = True, writes: bool = True) -> Iterator[Any]:
+    """Yield a copy whose elements lie side by side."""
     copy = _cupy().empty(view.shape, view.dtype)
     stream.keep(copy)
     if reads:
@@ -270,17 +449,18 @@ def _side_by_side(
 
 
 def _copy_bits(source: Any, target: Any) -> None:
-    """Copy elements as unsigned words, the longest that fit all addresses.
+    """Copy elements as unsigned words, the longest that fit all addresses: one axis more, if these are shorter.
 
     Not all of CuPy's kernels know bfloat16, and a GPU refuses an element at an address that is no multiple of its size.
     """
     places = [place for array in (source, target) for place in (array.data.ptr, *array.strides)]
     word = math.gcd(source.itemsize, *places)
-    words = [
-        _cupy().ndarray((*array.shape, array.itemsize // word), f"u{word}", array.data, (*array.strides, word))
+    more, step = ((), ()) if word == source.itemsize else ((source.itemsize // word,), (word,))
+    source, target = (
+        _cupy().ndarray((*array.shape, *more), f"u{word}", array.data, (*array.strides, *step))
         for array in (source, target)
-    ]
-    words[1][...] = words[0]
+    )
+    target[...] = source
 
 
 @functools.cache
@@ -292,6 +472,19 @@ def _kernel(name: str, device: int) -> Any:
         module = cupy.cuda.function.Module()
         module.load(kernel.cubin)
         return module.get_function(kernel.symbol)
+
+
+class _Thread(threading.local):
+    """A thread's number, which no other ever has, and the counters of its default streams, which go when it ends."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self) -> None:
+        self.number = next(self._numbers)
+        self.counters: dict[tuple[int, ...], Any] = {}
+
+
+_thread = _Thread()
 
 
 class _Stream:
@@ -307,9 +500,10 @@ class _Stream:
         self._cupy = cupy
         self._kept: list[Any] = []
         self.captures = stream.is_capturing()
+        self.device = cupy.cuda.Device().id
         # The default stream of a thread has one address in all threads.
-        thread = threading.get_ident() if stream.ptr == cupy.cuda.Stream.ptds.ptr else 0
-        self._key = (cupy.cuda.Device().id, stream.ptr, thread)
+        self._of_thread = stream.ptr == cupy.cuda.Stream.ptds.ptr
+        self.key = (self.device, stream.ptr, _thread.number if self._of_thread else 0)
 
     def keep(self, *arrays: Any) -> None:
         """Keep arrays that a launch uses: for ever if it is captured, else as long as this object.
@@ -318,22 +512,21 @@ class _Stream:
         """
         (self._captured if self.captures else self._kept).extend(arrays)
 
+    def send(self, table: NDArray[Any]) -> Any:
+        """Return a copy on the device, made in the order of the stream."""
+        return self._cupy.array(np.ascontiguousarray(table).view(np.uint8))  # a copy even where memory is unified
+
     @contextlib.contextmanager
-    def counters(self, size: int) -> Iterator[Any]:
-        """Yield at least so many counters that are zero when the launch begins; forget them if it fails."""
-        if self.captures:
-            # A graph has its own, for it may be replayed beside other launches; they are zeroed in the graph.
-            counters = self._cupy.zeros(size, np.uint32)
-            self.keep(counters)
-            yield counters
-            return
-        counters = self._counters.get(self._key)
+    def counters(self, size: int) -> Iterator[int]:
+        """Yield where at least so many counters are that are zero when the launch begins; forget them if it fails."""
+        known = _thread.counters if self._of_thread else self._counters
+        counters = known.get(self.key)
         if counters is None or counters.size < size:
-            counters = self._counters[self._key] = self._cupy.zeros(max(size, 1024), np.uint32)
+            counters = known[self.key] = self._cupy.zeros(max(size, 1024), np.uint32)
         try:
-            yield counters
+            yield counters.data.ptr
         except BaseException:
-            self._counters.pop(self._key, None)
+            known.pop(self.key, None)
             raise
 
 

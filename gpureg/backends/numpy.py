@@ -2,22 +2,21 @@
 
 The weights are taken chunk by chunk: a chunk is a whole, aligned number of tiles, small enough that it stays in the
 cache from the moment it is read until its terms are summed and its gradient is written. So memory is passed over
-once, and the scratch memory is a few chunks, whatever the size of the tensor.
+once, and the scratch memory is a few chunks a thread, whatever the size of the tensors.
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from enum import Enum
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpureg import arithmetic
-from gpureg.arithmetic import ROWS, Coefficients, TreeSum, tree_sum
-from gpureg.backends import Leaf, Scalar, Values
+from gpureg import arithmetic, threads
+from gpureg.arithmetic import ROWS, Coefficients, tree_sum
+from gpureg.backends import Leaf, Mode, Results, Scalar, Values
 
 Array = NDArray[Any]
 
@@ -28,14 +27,6 @@ OVERLAP_WORK = 2**16
 """Candidates tried before two arrays count as overlapping: microseconds, and enough for views of dense arrays."""
 
 
-class Write(Enum):
-    """What a pass does with the gradient."""
-
-    NOTHING = "nothing"
-    STORE = "store"
-    ADD = "add"
-
-
 class NumpyBackend:
     """The backend of NumPy arrays; see `gpureg.backends.Backend` for each method."""
 
@@ -44,25 +35,8 @@ class NumpyBackend:
     def unusable(self) -> str | None:  # noqa: D102
         return None
 
-    def value(  # noqa: D102
-        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: Scalar = 1.0, divisor: int = 1
-    ) -> Values:
-        return _run(leaves, Write.NOTHING, dtype, strength, 1.0, divisor)
-
-    def gradient(self, leaves: Sequence[Leaf], *, strength: Scalar = 1.0, upstream: Scalar = 1.0) -> None:  # noqa: D102
-        with np.errstate(all="ignore"):
-            for leaf in leaves:
-                _pass(leaf, Write.STORE, (False, False), float(strength), float(upstream))
-
-    def value_and_gradient(  # noqa: D102
-        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: Scalar = 1.0, upstream: Scalar = 1.0
-    ) -> Values:
-        return _run(leaves, Write.STORE, dtype, strength, upstream)
-
-    def accumulate(  # noqa: D102
-        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: Scalar = 1.0, upstream: Scalar = 1.0
-    ) -> Values:
-        return _run(leaves, Write.ADD, dtype, strength, upstream)
+    def plan(self, leaves: Sequence[Leaf]) -> "NumpyPlan":  # noqa: D102
+        return NumpyPlan(leaves)
 
     def proximal(self, leaves: Sequence[Leaf], step: Scalar) -> None:  # noqa: D102
         with np.errstate(all="ignore"):
@@ -85,57 +59,182 @@ class NumpyBackend:
 backend = NumpyBackend()
 
 
-def _run(
-    leaves: Sequence[Leaf], write: Write, dtype: np.dtype[Any], strength: Scalar, upstream: Scalar, divisor: int = 1
-) -> Values:
-    """Make one pass over each leaf and return the penalties."""
-    strength, upstream = float(strength), float(upstream)
-    each = np.empty(len(leaves))
-    # Overflow, underflow and NaN are answers here, not accidents, whatever the caller has np.seterr say of them.
-    with np.errstate(all="ignore"):
-        for i, leaf in enumerate(leaves):
-            l1, l2 = leaf.coefficients.scaled(strength)
-            sums = _pass(leaf, write, (l1 != 0, l2 != 0), strength, upstream)
-            each[i] = arithmetic.penalty(leaf.coefficients, strength, *sums)
-        total = float(tree_sum(each)) / divisor
-        return Values(arithmetic.round_once(total, dtype), each)
+class NumpyPlan:
+    """Tensors cut into chunks, which threads take; see `gpureg.backends.Plan` for each method."""
+
+    def __init__(self, leaves: Sequence[Leaf]) -> None:
+        self._tensors = [_Tensor(leaf) for leaf in leaves]
+        self._work = list(_pieces(self._tensors))
+
+    def bind(self, gradients: Sequence[Array]) -> "_Bound":  # noqa: D102
+        pairs = zip(gradients, self._tensors, strict=True)
+        return _Bound([_Elements(gradient, tensor.axes, tensor.compute) for gradient, tensor in pairs])
+
+    def value(  # noqa: D102
+        self, dtype: np.dtype[Any], *, strength: Scalar = 1.0, divisor: int = 1, sums: bool = False
+    ) -> Values:
+        return self._run(Mode.VALUE, dtype, None, strength, 1.0, divisor, sums)
+
+    def gradient(  # noqa: D102
+        self, gradients: "_Bound", *, strength: Scalar = 1.0, upstream: Scalar = 1.0
+    ) -> None:
+        self._run(Mode.GRADIENT, _FLOAT64, gradients, strength, upstream)
+
+    def value_and_gradient(  # noqa: D102
+        self, dtype: np.dtype[Any], gradients: "_Bound", *, strength: Scalar = 1.0, upstream: Scalar = 1.0
+    ) -> Values:
+        return self._run(Mode.VALUE_AND_GRADIENT, dtype, gradients, strength, upstream)
+
+    def accumulate(  # noqa: D102
+        self, dtype: np.dtype[Any], gradients: "_Bound", *, strength: Scalar = 1.0, upstream: Scalar = 1.0
+    ) -> Values:
+        return self._run(Mode.ACCUMULATE, dtype, gradients, strength, upstream)
+
+    def _run(
+        self,
+        mode: Mode,
+        dtype: np.dtype[Any],
+        gradients: "_Bound | None",
+        strength: Scalar,
+        upstream: Scalar,
+        divisor: int = 1,
+        every_sum: bool = False,
+    ) -> Values:
+        """Pass over all pieces and put together the penalties."""
+        strength, upstream = float(strength), float(upstream)
+        # Overflow, underflow and NaN are answers here, not accidents, whatever the caller has np.seterr say of them.
+        with np.errstate(all="ignore"):
+            passes = [
+                _Pass(tensor, mode, gradients.elements[i] if gradients else None, strength, upstream, every_sum)
+                for i, tensor in enumerate(self._tensors)
+            ]
+
+        def worker(take: Callable[[], list[_Piece] | None]) -> None:
+            buffers = _Buffers()
+            with np.errstate(all="ignore"):  # which each thread has for itself
+                while (work := take()) is not None:
+                    for which, start, stop in work:
+                        passes[which].take(start, stop, buffers)
+
+        threads.share(self._work, worker)
+        with np.errstate(all="ignore"):
+            sums = np.array([each.sums() for each in passes]).reshape(-1, 2)
+            leaves = zip(self._tensors, sums.tolist(), strict=True)
+            each = np.array([arithmetic.penalty(tensor.coefficients, strength, *pair) for tensor, pair in leaves])
+            total = arithmetic.round_once(float(tree_sum(each)) / divisor, dtype)
+            return Results(total, each, each.astype(np.float32), sums if every_sum else None)
 
 
-def _pass(leaf: Leaf, write: Write, wanted: tuple[bool, bool], strength: float, upstream: float) -> tuple[float, float]:
-    """Pass once over a tensor: return the sums wanted of |w| and w*w (+0.0 for the others), and write the gradient."""
-    axes = arithmetic.memory_order(leaf.weights)
-    compute = arithmetic.compute_dtype(leaf.weights.dtype)
-    c1, c2 = arithmetic.gradient_coefficients(leaf.coefficients, strength, upstream, compute)
-    if write is Write.ADD and c1 == 0 and c2 == 0:
-        write = Write.NOTHING  # not even `g + 0`, which would turn -0.0 into +0.0
-    gradient = _Elements(leaf.gradient, axes, compute) if write is not Write.NOTHING else None
-    if gradient is None and not any(wanted):
-        return 0.0, 0.0
-    weights = _Elements(leaf.weights, axes, leaf.weights.dtype)
+_FLOAT64 = np.dtype(np.float64)
 
-    size = min(CHUNK, weights.size)
-    terms = np.empty(sum(wanted) * size)
-    new, scratch = np.empty((2, size if gradient else 0), compute)
-    trees = TreeSum(), TreeSum()
-    used = [tree for tree, needed in zip(trees, wanted, strict=True) if needed]
 
-    for start in range(0, weights.size, CHUNK):
-        stop = min(start + CHUNK, weights.size)
+class _Bound:
+    """The elements of gradients."""
+
+    def __init__(self, elements: "list[_Elements]") -> None:
+        self.elements = elements
+
+    def moved(self, addresses: Sequence[int]) -> None:
+        """Return None: the elements are the arrays' own, wherever they are."""
+
+
+class _Piece(NamedTuple):
+    """Elements start to stop of a tensor: a chunk, or all there are."""
+
+    which: int
+    start: int
+    stop: int
+
+
+def _pieces(tensors: "Sequence[_Tensor]") -> Iterator[list[_Piece]]:
+    """Yield the pieces of tensors, small ones together, so that each list is worth handing to a thread."""
+    small: list[_Piece] = []
+    room = CHUNK
+    for index, tensor in enumerate(tensors):
+        for start in range(0, tensor.weights.size, CHUNK):
+            piece = _Piece(index, start, min(start + CHUNK, tensor.weights.size))
+            size = piece.stop - start + CHUNK // 64  # what a call costs, in elements
+            if size > room:
+                yield small
+                small, room = [], CHUNK
+            small.append(piece)
+            room -= size
+    if small:
+        yield small
+
+
+class _Tensor:
+    """What a plan knows of a tensor."""
+
+    __slots__ = ("axes", "coefficients", "compute", "weights")
+
+    def __init__(self, leaf: Leaf) -> None:
+        self.axes = arithmetic.memory_order(leaf.weights)
+        self.weights = _Elements(leaf.weights, self.axes, leaf.weights.dtype)
+        self.compute = arithmetic.compute_dtype(leaf.weights.dtype)
+        self.coefficients = leaf.coefficients
+
+
+class _Pass:
+    """One pass over a tensor, piece by piece, in any order and by several threads at once."""
+
+    __slots__ = ("_c1", "_c2", "_chunks", "_gradient", "_tensor", "_wanted", "_writes")
+
+    def __init__(
+        self,
+        tensor: _Tensor,
+        mode: Mode,
+        gradient: "_Elements | None",
+        strength: float,
+        upstream: float,
+        every_sum: bool,
+    ) -> None:
+        self._tensor, self._gradient, self._writes = tensor, gradient, mode
+        l1, l2 = tensor.coefficients.scaled(strength)
+        self._wanted = (False, False) if mode is Mode.GRADIENT else (l1 != 0 or every_sum, l2 != 0 or every_sum)
+        self._c1, self._c2 = arithmetic.gradient_coefficients(tensor.coefficients, strength, upstream, tensor.compute)
+        if mode is Mode.ACCUMULATE and self._c1 == 0 and self._c2 == 0:
+            self._gradient = None  # not even `g + 0`, which would turn -0.0 into +0.0
+        # Each chunk is an aligned group of tiles, and so a leaf of the tree; of a sum not wanted +0.0.
+        self._chunks = np.zeros((2, -(-tensor.weights.size // CHUNK)))
+
+    def take(self, start: int, stop: int, buffers: "_Buffers") -> None:
+        """Sum up the elements start to stop, and write their gradient."""
+        used = [i for i in (0, 1) if self._wanted[i]]
+        if not used and self._gradient is None:
+            return
         n = stop - start
-        x = weights.open(start, stop)
+        x = self._tensor.weights.open(start, stop, buffers, "weights")
         if used:
-            chunk = _terms(x, wanted, terms[: len(used) * n].reshape(-1, n))
-            for tree, subtree in zip(used, _sum_tiles(chunk, x.itemsize), strict=True):
-                tree.add(float(subtree))
-        if gradient:
-            g = gradient.open(start, stop, read=write is Write.ADD)
-            if write is Write.STORE:
-                _gradient(x, c1, c2, out=g, scratch=scratch[:n])
-            else:
-                _gradient(x, c1, c2, out=new[:n], scratch=scratch[:n])
-                np.add(g, new[:n], out=g)
-            gradient.close(start, stop)
-    return trees[0].total(), trees[1].total()
+            terms = _terms(x, self._wanted, buffers.get("terms", len(used) * n, _FLOAT64).reshape(-1, n))
+            self._chunks[used, start // CHUNK] = _sum_tiles(terms, x.itemsize)
+        if self._gradient is not None:
+            adds, compute = self._writes is Mode.ACCUMULATE, self._tensor.compute
+            g = self._gradient.open(start, stop, buffers, "gradient", read=adds)
+            new = buffers.get("new", n, compute) if adds else g
+            _gradient(x, self._c1, self._c2, out=new, scratch=buffers.get("signs", n, compute))
+            if adds:
+                np.add(g, new, out=g)
+            self._gradient.close(start, stop, g)
+
+    def sums(self) -> Array:
+        """Return the sums of |w| and w*w, once all pieces are done."""
+        return tree_sum(self._chunks)
+
+
+class _Buffers:
+    """Scratch memory of one thread, by what it is for; it grows to a few MiB and is used again for every piece."""
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Array] = {}
+
+    def get(self, name: str, size: int, dtype: np.dtype[Any]) -> Array:
+        """Return an array of so many elements of any value, which the next call for the same use overwrites."""
+        needed = size * dtype.itemsize
+        memory = self._memory.get(name)
+        if memory is None or memory.size < needed:
+            memory = self._memory[name] = np.empty(needed, np.uint8)
+        return memory[:needed].view(dtype)
 
 
 def _terms(x: Array, wanted: tuple[bool, bool], out: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -223,11 +322,11 @@ def _proximal(weights: Array, coefficients: Coefficients, step: float) -> None:
     threshold = compute.type(step * coefficients.l1)
     divisor = compute.type(1 + step * coefficients.twice_l2)
     elements = _Elements(weights, arithmetic.memory_order(weights), weights.dtype)
-    scratch = np.empty((2, min(CHUNK, elements.size)), compute)
+    buffers = _Buffers()
     for start in range(0, elements.size, CHUNK):
         stop = min(start + CHUNK, elements.size)
-        w = elements.open(start, stop)
-        x, signs = scratch[:, : stop - start]
+        w = elements.open(start, stop, buffers, "weights")
+        x, signs = (buffers.get(name, stop - start, compute) for name in ("numbers", "signs"))
         np.copyto(x, w)
         np.sign(x, out=signs)
         np.abs(x, out=x)
@@ -239,7 +338,7 @@ def _proximal(weights: Array, coefficients: Coefficients, step: float) -> None:
         np.copyto(w, x, casting="unsafe")
         # A zero result is +0.0, also where rounding a small negative number made the zero.
         np.add(w, w.dtype.type(0), out=w)
-        elements.close(start, stop)
+        elements.close(start, stop, w)
 
 
 class _Elements:
@@ -249,34 +348,37 @@ class _Elements:
     back, rounding to the array's dtype.
     """
 
+    __slots__ = ("_dtype", "_is_view", "_view", "size")
+
     def __init__(self, array: Array, axes: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         view = array.transpose(axes)
         contiguous = view.flags.c_contiguous
         self.size = view.size
+        self._dtype = dtype
         self._view = view.reshape(-1) if contiguous else view
-        self._buffer = None if contiguous and view.dtype == dtype else np.empty(min(CHUNK, view.size), dtype)
+        self._is_view = contiguous and view.dtype == dtype
 
-    def open(self, start: int, stop: int, *, read: bool = True) -> Array:
+    def open(self, start: int, stop: int, buffers: _Buffers, name: str, *, read: bool = True) -> Array:
         """Return the elements start to stop, 1-d; of any value, if they are not to be read."""
-        if self._buffer is None:
+        if self._is_view:
             return self._view[start:stop]
+        opened = buffers.get(name, stop - start, self._dtype)
         if read:
-            for block, part in self._blocks(start, stop):
+            for block, part in self._blocks(start, stop, opened):
                 np.copyto(part, block)
-        return self._buffer[: stop - start]
+        return opened
 
-    def close(self, start: int, stop: int) -> None:
+    def close(self, start: int, stop: int, opened: Array) -> None:
         """Write what was opened to where it belongs."""
-        if self._buffer is not None:
-            for block, part in self._blocks(start, stop):
+        if not self._is_view:
+            for block, part in self._blocks(start, stop, opened):
                 np.copyto(block, part, casting="unsafe")
 
-    def _blocks(self, start: int, stop: int) -> Iterator[tuple[Array, Array]]:
-        """Yield views of the elements start to stop, block by block, each with its part of the buffer."""
-        assert self._buffer is not None
+    def _blocks(self, start: int, stop: int, opened: Array) -> Iterator[tuple[Array, Array]]:
+        """Yield views of the elements start to stop, block by block, each with its part of what was opened."""
         taken = 0
         for block in _blocks(self._view, start, stop):
-            yield block, self._buffer[taken : taken + block.size].reshape(block.shape)
+            yield block, opened[taken : taken + block.size].reshape(block.shape)
             taken += block.size
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import gpureg
 from gpureg import samples
 from gpureg.arithmetic import ROWS
-from gpureg.backends import Leaf
+from gpureg.backends import Mode
 from gpureg.backends import numpy as numpy_backend
 from gpureg.backends.numpy import CHUNK, backend
 from tests import reference
@@ -33,6 +33,7 @@ from tests.helpers import (
     values,
     values_in_order_of_sums,
 )
+from tests.passes import Leaf, run
 from tests.reference import FORMATS, Rule
 
 Tensor = tuple[Array, Rule, str]
@@ -52,20 +53,22 @@ def check_call(tensors: Sequence[Tensor], strength: Any = 1.0, upstream: Any = 1
 
     with np.errstate(all="raise"):
         for dtype in DTYPES:
-            found = backend.value(leaves, DTYPES[dtype], strength=strength)
+            found = run(backend, Mode.VALUE, leaves, DTYPES[dtype], strength=strength)
             assert_bits(found.total, reference.result(total, dtype), dtype)
             assert_bits(found.each, each, "float64")
-        averaged = backend.value(leaves, DTYPES["float32"], strength=strength, divisor=7)
+        averaged = run(backend, Mode.VALUE, leaves, DTYPES["float32"], strength=strength, divisor=7)
         assert_bits(averaged.total, reference.result(total / 7, "float32"), "float32")
         assert_bits(averaged.each, each, "float64")
 
         outs = [content("random bits", w.size, into, seed=1).reshape(w.shape) for w, _, into in tensors]
         with_outs = [leaf._replace(gradient=out) for leaf, out in zip(leaves, outs, strict=True)]
-        backend.gradient(with_outs, strength=strength, upstream=upstream)
+        run(backend, Mode.GRADIENT, with_outs, strength=strength, upstream=upstream)
         for out, numbers, (_, _, into) in zip(outs, stored, tensors, strict=True):
             assert_bits(out, numbers, into)
             out.view(f"u{out.itemsize}")[...] = 12345
-        found = backend.value_and_gradient(with_outs, DTYPES["float64"], strength=strength, upstream=upstream)
+        found = run(
+            backend, Mode.VALUE_AND_GRADIENT, with_outs, DTYPES["float64"], strength=strength, upstream=upstream
+        )
         assert_bits(found.total, total, "float64")
         assert_bits(found.each, each, "float64")
         for out, numbers, (_, _, into) in zip(outs, stored, tensors, strict=True):
@@ -77,7 +80,7 @@ def check_call(tensors: Sequence[Tensor], strength: Any = 1.0, upstream: Any = 1
             reference.gradient(values(w), w.dtype.name, rule, into=into, add_to=values(grad), **at)
             for (w, rule, into), grad in zip(tensors, grads, strict=True)
         ]
-        found = backend.accumulate(with_grads, DTYPES["float32"], strength=strength, upstream=upstream)
+        found = run(backend, Mode.ACCUMULATE, with_grads, DTYPES["float32"], strength=strength, upstream=upstream)
         assert_bits(found.total, reference.result(total, "float32"), "float32")
         assert_bits(found.each, each, "float64")
         for grad, numbers, (_, _, into) in zip(grads, added, tensors, strict=True):
@@ -124,13 +127,13 @@ def test_strength_multiplies_all_and_upstream_gradients_only(strength: str, upst
 def test_coefficients_are_multiplied_from_left_to_right_in_float64() -> None:
     w = np.ones(1, np.float32)
     l1 = Leaf(w, gpureg.L1(1e200).coefficients, np.zeros(1, np.float32))
-    assert backend.accumulate([l1], DTYPES["float64"], strength=1e200, upstream=0.0).total == math.inf
+    assert run(backend, Mode.ACCUMULATE, [l1], DTYPES["float64"], strength=1e200, upstream=0.0).total == math.inf
     assert np.isnan(l1.gradient[0])  # (1e200 * 1e200) * 0
     tiny = Leaf(w, gpureg.L1(1e-200).coefficients, np.zeros(1, np.float32))
-    assert backend.accumulate([tiny], DTYPES["float64"], strength=1e-200, upstream=math.inf).total == 0.0
+    assert run(backend, Mode.ACCUMULATE, [tiny], DTYPES["float64"], strength=1e-200, upstream=math.inf).total == 0.0
     assert np.isnan(tiny.gradient[0])  # (1e-200 * 1e-200) * inf
     small = Leaf(w, gpureg.L1(1e-30).coefficients, np.zeros(1, np.float32))
-    backend.gradient([small], strength=1e-30, upstream=1e60)  # 1e-60 is no float32
+    run(backend, Mode.GRADIENT, [small], strength=1e-30, upstream=1e60)  # 1e-60 is no float32
     assert small.gradient[0] == 1.0
 
 
@@ -138,11 +141,11 @@ def test_upstream_never_changes_a_value() -> None:
     w = content("wide", 5000, "float32")
     leaf = Leaf(w, regularizer(BOTH).coefficients, np.zeros(5000, np.float32))
     values = [
-        run([leaf], DTYPES["float64"], strength=0.3, upstream=upstream).total
+        run(backend, mode, [leaf], strength=0.3, upstream=upstream).total
         for upstream in (1.0, 0.0, -3.0, 1e300, math.inf, math.nan)
-        for run in (backend.value_and_gradient, backend.accumulate)
+        for mode in (Mode.VALUE_AND_GRADIENT, Mode.ACCUMULATE)
     ]
-    assert set(values) == {backend.value([leaf], DTYPES["float64"], strength=0.3).total}
+    assert set(values) == {run(backend, Mode.VALUE, [leaf], DTYPES["float64"], strength=0.3).total}
 
 
 @pytest.mark.parametrize("upstream", [0.0, -0.0, 5e-324, -1e-50])
@@ -153,9 +156,9 @@ def test_coefficients_that_round_to_zero_leave_a_gradient_alone(dtype: str, upst
     grad = np.array(odd, f"u{format_.itemsize}").view(DTYPES[dtype])
     w = from_values([1.0, math.nan, math.inf, -0.0, 0.0], dtype)
     leaf = Leaf(w, regularizer(BOTH).coefficients, grad)
-    assert math.isnan(backend.accumulate([leaf], DTYPES["float64"], upstream=upstream).total)
+    assert math.isnan(run(backend, Mode.ACCUMULATE, [leaf], DTYPES["float64"], upstream=upstream).total)
     assert raw(grad).tolist() == odd
-    backend.gradient([leaf], upstream=upstream)
+    run(backend, Mode.GRADIENT, [leaf], upstream=upstream)
     assert raw(grad).tolist() == [0] * 5
 
 
@@ -173,7 +176,7 @@ def test_the_total_is_a_tree_over_the_penalties(count: int) -> None:
         penalties = [(0.0, small)[draw % 2] for draw in (draws >> np.uint64(8)).tolist()]
         penalties[int(draws[0]) % count] = 1.0
         tensors = [np.array([penalty])[: int(penalty != 0)] for penalty in penalties]
-        found = backend.value([Leaf(w, gpureg.L1(1.0).coefficients) for w in tensors], DTYPES["float64"])
+        found = run(backend, Mode.VALUE, [Leaf(w, gpureg.L1(1.0).coefficients) for w in tensors], DTYPES["float64"])
         assert_bits(found.each, penalties, "float64")
         assert_bits(found.total, reference.tree(penalties), "float64")
         totals.append(found.total)
@@ -200,7 +203,9 @@ def test_no_tensor_at_all_is_worth_nothing() -> None:
 def test_one_nan_is_felt_in_the_total_and_nowhere_else() -> None:
     tensors = [(content(name, 40, "float32"), BOTH, "float32") for name in ("wide", "NaN", "weights")]
     check_call(tensors)
-    found = backend.value([Leaf(w, regularizer(rule).coefficients) for w, rule, _ in tensors], DTYPES["float32"])
+    found = run(
+        backend, Mode.VALUE, [Leaf(w, regularizer(rule).coefficients) for w, rule, _ in tensors], DTYPES["float32"]
+    )
     assert [math.isnan(penalty) for penalty in (*found.each, found.total)] == [False, True, False, True]
 
 

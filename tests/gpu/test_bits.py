@@ -10,9 +10,10 @@ import pytest
 import gpureg
 from gpureg import backends, samples, selftest
 from gpureg.arithmetic import Coefficients
-from gpureg.backends import Leaf, cuda
+from gpureg.backends import Mode, cuda
 from tests.gpu.device import assert_same, cp, place, shifted
 from tests.helpers import CONTENTS, DTYPES, LAYOUTS, REGULARIZERS, SIZES, Array, Layout, content, gradient_dtypes, sizes
+from tests.passes import Leaf, run
 
 pytestmark = pytest.mark.gpu
 
@@ -205,8 +206,10 @@ def test_factors_on_the_device_do_as_numbers_do(strength_dtype: str, upstream_dt
         for count in (1, 3):  # one tensor, and several, which need tables
             found = _leaves(count, cp.asarray(w), [cp.asarray(start) for _ in range(count)])
             expected = _leaves(count, w, [start.copy() for _ in range(count)])
-            on_device = cuda.backend.accumulate(found, result, strength=factors[0], upstream=factors[1])
-            on_host = backends.load("numpy").accumulate(expected, result, strength=numbers[0], upstream=numbers[1])
+            on_device = run(cuda.backend, Mode.ACCUMULATE, found, result, strength=factors[0], upstream=factors[1])
+            on_host = run(
+                backends.load("numpy"), Mode.ACCUMULATE, expected, result, strength=numbers[0], upstream=numbers[1]
+            )
             assert_same(on_device.total, on_host.total)
             assert_same(on_device.each, on_host.each)
             for one, other in zip(found, expected, strict=True):

@@ -10,10 +10,11 @@ import pytest
 import gpureg
 from gpureg import backends, samples
 from gpureg.arithmetic import Coefficients, tile_size
-from gpureg.backends import Leaf, cuda
+from gpureg.backends import Mode, cuda
 from tests.gpu.device import assert_same, capture, cp
 from tests.gpu.test_bits import BOTH, PAIRS
 from tests.helpers import Array, content
+from tests.passes import Leaf, run
 
 pytestmark = pytest.mark.gpu
 
@@ -68,7 +69,7 @@ def test_replays_of_the_other_passes(stream: Any) -> None:
 
 
 def _accumulate(backend: Any, w: Any, g: Any, strength: Any, upstream: Any) -> Any:
-    return backend.accumulate([Leaf(w, COEFFICIENTS, g)], RESULT, strength=strength, upstream=upstream).total
+    return run(backend, Mode.ACCUMULATE, [Leaf(w, COEFFICIENTS, g)], RESULT, strength=strength, upstream=upstream).total
 
 
 def test_replays_take_the_factors_of_the_moment(stream: Any) -> None:
@@ -157,6 +158,6 @@ def test_several_tensors_are_refused_in_a_capture_and_the_next_call_is_right(str
     leaves = [Leaf(cp.asarray(host), COEFFICIENTS) for _ in range(2)]
     stream.synchronize()
     with pytest.raises(RuntimeError, match="captured"):
-        capture(stream, lambda: cuda.backend.value(leaves, RESULT))
-    expected = backends.load("numpy").value([Leaf(host, COEFFICIENTS) for _ in range(2)], RESULT)
-    assert_same(cuda.backend.value(leaves, RESULT).total, expected.total)
+        capture(stream, lambda: run(cuda.backend, Mode.VALUE, leaves, RESULT))
+    expected = run(backends.load("numpy"), Mode.VALUE, [Leaf(host, COEFFICIENTS) for _ in range(2)], RESULT)
+    assert_same(run(cuda.backend, Mode.VALUE, leaves, RESULT).total, expected.total)

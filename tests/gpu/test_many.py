@@ -9,10 +9,11 @@ import pytest
 import gpureg
 from gpureg import backends, samples
 from gpureg.arithmetic import Coefficients, tile_size
-from gpureg.backends import Leaf, cuda
+from gpureg.backends import Mode, cuda
 from tests.gpu.device import assert_same, cp, needs_memory, shifted
 from tests.gpu.test_bits import BOTH, PAIRS, check, gradient
 from tests.helpers import DTYPES, Array, content, raw
+from tests.passes import Leaf, run
 
 pytestmark = pytest.mark.gpu
 
@@ -74,7 +75,7 @@ def test_all_tensors_empty() -> None:
 
 
 def test_no_tensor_at_all() -> None:
-    values = cuda.backend.value([], np.dtype(np.float32))
+    values = run(cuda.backend, Mode.VALUE, [], np.dtype(np.float32))
     assert_same(values.total, np.float32(0.0))
     assert values.each.shape == (0,)
 
@@ -83,8 +84,8 @@ def test_gradients_of_many_tensors_alone() -> None:
     tensors = weights(50, 20_000)
     found = [Leaf(cp.asarray(w), COEFFICIENTS[0], cp.empty_like(cp.asarray(w))) for w in tensors]
     expected = [Leaf(w, COEFFICIENTS[0], np.empty_like(w)) for w in tensors]
-    cuda.backend.gradient(found, upstream=-0.5)
-    NUMPY.gradient(expected, upstream=-0.5)
+    run(cuda.backend, Mode.GRADIENT, found, upstream=-0.5)
+    run(NUMPY, Mode.GRADIENT, expected, upstream=-0.5)
     for one, other in zip(found, expected, strict=True):
         assert_same(one.gradient, other.gradient)
 

@@ -11,11 +11,12 @@ import pytest
 
 from gpureg import backends
 from gpureg.arithmetic import tile_size
-from gpureg.backends import Leaf, cuda
+from gpureg.backends import Mode, cuda
 from tests.gpu.device import assert_same, cp
 from tests.gpu.test_bits import BOTH, PAIRS, check
 from tests.gpu.test_many import COEFFICIENTS, weights
 from tests.helpers import DTYPES, content
+from tests.passes import Leaf, run
 
 pytestmark = pytest.mark.gpu
 
@@ -45,7 +46,7 @@ def test_several_tensors() -> None:
     found = [Leaf(cp.asarray(w), COEFFICIENTS[i % 4], cp.ones(w.size, w.dtype)) for i, w in enumerate(tensors)]
     expected = [Leaf(w, COEFFICIENTS[i % 4], np.ones(w.size, w.dtype)) for i, w in enumerate(tensors)]
     result = np.dtype(np.float64)
-    values = cuda.backend.accumulate(found, result)
-    assert_same(values.total, backends.load("numpy").accumulate(expected, result).total)
+    values = run(cuda.backend, Mode.ACCUMULATE, found, result)
+    assert_same(values.total, run(backends.load("numpy"), Mode.ACCUMULATE, expected, result).total)
     for one, other in zip(found, expected, strict=True):
         assert_same(one.gradient, other.gradient)

@@ -12,9 +12,10 @@ import pytest
 import gpureg
 from gpureg import backends, samples
 from gpureg.arithmetic import Coefficients, tile_size
-from gpureg.backends import Leaf, cuda
+from gpureg.backends import Mode, cuda
 from tests.gpu.device import Gate, assert_same, cp, forget, gate
 from tests.helpers import Array
+from tests.passes import Leaf, run
 
 pytestmark = pytest.mark.gpu
 
@@ -26,15 +27,15 @@ SEVERAL_GROUPS = (2 * cuda.GROUP + 1) * tile_size(4) + 5
 
 
 def _together(weights: list[Any]) -> Any:
-    return cuda.backend.value([Leaf(w, COEFFICIENTS) for w in weights], np.dtype(np.float64)).total
+    return run(cuda.backend, Mode.VALUE, [Leaf(w, COEFFICIENTS) for w in weights], np.dtype(np.float64)).total
 
 
 def _expected_together(weights: list[Array]) -> Any:
-    return backends.load("numpy").value([Leaf(w, COEFFICIENTS) for w in weights], np.dtype(np.float64)).total
+    return run(backends.load("numpy"), Mode.VALUE, [Leaf(w, COEFFICIENTS) for w in weights], np.dtype(np.float64)).total
 
 
 def _scaled(w: Any, factor: Any) -> Any:
-    return cuda.backend.value([Leaf(w, COEFFICIENTS)], np.dtype(np.float32), strength=factor).total
+    return run(cuda.backend, Mode.VALUE, [Leaf(w, COEFFICIENTS)], np.dtype(np.float32), strength=factor).total
 
 
 # Passes over weights and a gradient. Each has its own factor on the device.

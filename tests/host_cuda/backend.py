@@ -6,20 +6,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpureg.backends import Leaf, Scalar, Values
-from gpureg.compiler import Mode, penalty_pass, proximal_step
+from gpureg import backends
+from gpureg.backends import Mode, Scalar, Values
+from gpureg.compiler import penalty_pass, proximal_step
 from tests.host_cuda import Library, layout, library
 from tests.host_cuda.memory import Memory
+from tests.passes import Leaf, WholePlan
 
 Array = NDArray[Any]
 
 
 class Results(NamedTuple):
-    """All that a pass returns: each penalty, their total over the divisor, and that rounded to float32."""
+    """All that a pass returns: each penalty and at the end their total over the divisor, and these as float32."""
 
     each: Array
-    total: np.float64
-    rounded: np.float32
+    rounded: Array
+    sums: Array | None = None
 
 
 class HostBackend:
@@ -35,25 +37,17 @@ class HostBackend:
     def unusable(self) -> str | None:
         return None
 
-    def value(
-        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: Scalar = 1.0, divisor: int = 1
-    ) -> Values:
-        return _values(self.run(Mode.VALUE, leaves, strength, divisor=divisor), dtype)
+    def plan(self, leaves: Sequence[backends.Leaf]) -> WholePlan:
+        return WholePlan(self._pass, leaves)
 
-    def gradient(self, leaves: Sequence[Leaf], *, strength: Scalar = 1.0, upstream: Scalar = 1.0) -> None:
-        self.run(Mode.GRADIENT, leaves, strength, upstream)
+    def _pass(self, mode: Mode, leaves: Sequence[Leaf], dtype: np.dtype[Any], **options: Any) -> Values:
+        found = self.run(mode, leaves, **options)
+        # float16 and bfloat16 by way of float32
+        with np.errstate(over="ignore"):
+            total = found.each[-1] if dtype.itemsize == 8 else dtype.type(found.rounded[-1])
+        return backends.Results(total, found.each[:-1], found.rounded[:-1], found.sums)
 
-    def value_and_gradient(
-        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: Scalar = 1.0, upstream: Scalar = 1.0
-    ) -> Values:
-        return _values(self.run(Mode.VALUE_AND_GRADIENT, leaves, strength, upstream), dtype)
-
-    def accumulate(
-        self, leaves: Sequence[Leaf], dtype: np.dtype[Any], *, strength: Scalar = 1.0, upstream: Scalar = 1.0
-    ) -> Values:
-        return _values(self.run(Mode.ACCUMULATE, leaves, strength, upstream), dtype)
-
-    def proximal(self, leaves: Sequence[Leaf], step: Scalar) -> None:
+    def proximal(self, leaves: Sequence[backends.Leaf], step: Scalar) -> None:
         for leaf in leaves:
             weights, (l1, _, twice_l2) = leaf.weights, leaf.coefficients
             tiles = -(-weights.nbytes // self.kernels.build.tile_bytes)
@@ -72,22 +66,31 @@ class HostBackend:
         return bool(np.shares_memory(first, second))
 
     def run(
-        self, mode: Mode, leaves: Sequence[Leaf], strength: Scalar = 1.0, upstream: Scalar = 1.0, *, divisor: int = 1
+        self,
+        mode: Mode,
+        leaves: Sequence[Leaf],
+        strength: Scalar = 1.0,
+        upstream: Scalar = 1.0,
+        *,
+        divisor: int = 1,
+        sums: bool = False,
     ) -> Results:
         """Make a pass: a launch for each pair of dtypes, over tables unless it is of one tensor.
 
-        A factor that is a 0-d array of float64 is read by the kernels. Afterwards all counters are zero, and nothing
-        was written beside the scratch memory and the results.
+        Of what a warp can read at once, some share blocks and some do not. A factor that is a 0-d array of float64 is
+        read by the kernels. Afterwards all counters are zero, and nothing was written beside the scratch memory and the
+        results.
         """
         sizes, memory = self.kernels.build, Memory(guards=self.guards)
         tiles = np.array([max(-(-leaf.weights.nbytes // sizes.tile_bytes), 1) for leaf in leaves], np.int64)
         groups = -(-tiles // (sizes.row_bytes // 16))
-        records = np.array([_record(leaf) for leaf in leaves], layout.TENSOR)
+        records = np.array([(leaf.weights.size, *leaf.coefficients, 0, 0, 0) for leaf in leaves], layout.TENSOR)
         records["leaf"] = np.arange(len(leaves))
         records["first_group"] = np.cumsum(groups) - groups
+        places = np.array([_place(leaf) for leaf in leaves], layout.PLACE)
 
-        each, total = memory.empty(len(leaves), np.float64), memory.empty(1, np.float64)
-        rounded = memory.empty(1, np.float32)
+        each, rounded = memory.empty(len(leaves) + 1, np.float64), memory.empty(len(leaves) + 1, np.float32)
+        pairs = memory.empty(2 * len(leaves), np.float64)
         tile_sums = memory.empty(2 * int(tiles.sum()), np.float64)
         group_sums = memory.empty(2 * int(groups.sum()), np.float64)
         penalties = memory.empty(2 * len(leaves), np.float64)
@@ -99,39 +102,44 @@ class HostBackend:
             call["count"], call["groups"], call["divisor"] = len(leaves), groups.sum(), divisor
             call["tile_sums"], call["group_sums"] = tile_sums.ctypes.data, group_sums.ctypes.data
             call["penalties"], call["counters"] = penalties.ctypes.data, counters.ctypes.data
-            call["each"], call["total"] = each.ctypes.data, total.ctypes.data
-            call["total_rounded"] = rounded.ctypes.data
+            call["sums"], call["each"], call["rounded"] = (array.ctypes.data for array in (pairs, each, rounded))
 
         for number, part in enumerate(_parts(leaves, mode)):
-            of_part, tiles_of_part = records[part], tiles[part]
-            of_part["first_tile"] = np.cumsum(tiles_of_part) - tiles_of_part
-            call["single"], call["tensors"], call["tensor_of"] = np.zeros((), layout.TENSOR), 0, 0
+            warps = sizes.row_bytes // 512
+            small = [i for i in part if leaves[i].weights.nbytes <= 512 and (self.seed + i) % 4]
+            if len(part) == 1 and self.seed % 2 == 0:
+                small = []
+            large = [i for i in part if i not in small]
+            part = large + small  # noqa: PLW2901 - in the order of the table
+            of_part, blocks = records[part], int(tiles[large].sum())
+            of_part["first_tile"][: len(large)] = np.cumsum(tiles[large]) - tiles[large]
+            call["blocks"], call["large"], call["launched"] = blocks, len(large), len(part)
+            call["single"], call["place"] = np.zeros((), layout.TENSOR), np.zeros((), layout.PLACE)
+            call["tensors"], call["places"], call["tensor_of"] = 0, 0, 0
             if len(part) > 1 or self.seed % 2:
-                table = memory.place(of_part)
-                tensor_of = memory.place(np.repeat(np.arange(len(part), dtype=np.uint32), tiles_of_part))
-                call["tensors"], call["tensor_of"] = table.ctypes.data, tensor_of.ctypes.data
+                tensor_of = np.repeat(np.arange(len(large), dtype=np.uint32), tiles[large])
+                tables = [memory.place(table) for table in (of_part, places[part], tensor_of)]
+                call["tensors"], call["places"], call["tensor_of"] = (table.ctypes.data for table in tables)
             else:
-                call["single"] = of_part[0]
+                call["single"], call["place"] = of_part[0], places[part[0]]
             tile_sums[...] = np.nan
-            name = _kernel([leaves[i] for i in part], mode)
-            self.kernels.launch(name, int(tiles_of_part.sum()), call, seed=self.seed + number)
+            name = _kernel([leaves[i] for i in part], mode, sums=sums)
+            self.kernels.launch(name, blocks + -(-len(small) // warps), call, seed=self.seed + number)
         memory.check()
         assert not counters.any(), "a counter is not zero after the call"
-        return Results(each, total[0], rounded[0])
+        return Results(each, rounded, pairs.reshape(-1, 2) if sums else None)
 
 
-def _record(leaf: Leaf) -> tuple[Any, ...]:
-    """Return what a kernel needs to know of a tensor wherever it is among others."""
-    gradient = 0 if leaf.gradient is None else leaf.gradient.ctypes.data
-    return leaf.weights.ctypes.data, gradient, leaf.weights.size, *leaf.coefficients, 0, 0, 0
+def _place(leaf: Leaf) -> tuple[int, int]:
+    """Return where the elements of weights and gradient begin."""
+    return leaf.weights.ctypes.data, 0 if leaf.gradient is None else leaf.gradient.ctypes.data
 
 
-def _factor(factor: Scalar) -> tuple[int, float]:
+def _factor(factor: Scalar) -> tuple[int, float, bool]:
     """Return a factor as a kernel takes it: its place, if it is in memory, else the number."""
     if isinstance(factor, np.ndarray):
-        assert factor.dtype == np.float64
-        return factor.ctypes.data, np.nan
-    return 0, float(factor)
+        return factor.ctypes.data, np.nan, factor.dtype == np.float32
+    return 0, float(factor), False
 
 
 def _parts(leaves: Sequence[Leaf], mode: Mode) -> list[list[int]]:
@@ -142,15 +150,9 @@ def _parts(leaves: Sequence[Leaf], mode: Mode) -> list[list[int]]:
     return list(parts.values())
 
 
-def _kernel(leaves: Sequence[Leaf], mode: Mode) -> str:
+def _kernel(leaves: Sequence[Leaf], mode: Mode, *, sums: bool) -> str:
     """Return the kernel that passes over tensors of one pair of dtypes, with the sums that any of them needs."""
     weights = leaves[0].weights.dtype.name
     gradient = weights if mode is Mode.VALUE else leaves[0].gradient.dtype.name
-    l1, l2 = (any(getattr(leaf.coefficients, term) != 0 for leaf in leaves) for term in ("l1", "l2"))
+    l1, l2 = (sums or any(getattr(leaf.coefficients, term) != 0 for leaf in leaves) for term in ("l1", "l2"))
     return penalty_pass(weights, gradient, mode, l1=l1, l2=l2)
-
-
-def _values(results: Results, dtype: np.dtype[Any]) -> Values:
-    """Return what a backend returns: float16 and bfloat16 by way of float32."""
-    with np.errstate(over="ignore"):
-        return Values(results.total if dtype.itemsize == 8 else dtype.type(results.rounded), results.each)

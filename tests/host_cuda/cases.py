@@ -12,16 +12,17 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
-from gpureg import arithmetic
+from gpureg import arithmetic, backends
 from gpureg.arithmetic import Coefficients
-from gpureg.backends import Leaf
+from gpureg.backends import Mode
 from gpureg.backends.numpy import backend as numpy_backend
-from gpureg.compiler import Mode, penalty_pass, proximal_step
+from gpureg.compiler import penalty_pass, proximal_step
 from tests import helpers, reference
 from tests.helpers import DTYPES
 from tests.host_cuda import Build, Library
 from tests.host_cuda.backend import HostBackend, Results
 from tests.host_cuda.memory import Memory
+from tests.passes import Leaf, run
 
 Array = NDArray[Any]
 
@@ -72,6 +73,7 @@ class Case(NamedTuple):
     upstream: Any = 1.0
     divisor: int = 1
     seed: int = 0
+    sums: bool = False  # whether all are asked for
 
 
 # Comparison ----------------------------------------------------------------------------------------------------------
@@ -82,13 +84,15 @@ def check(case: Case, host: HostBackend) -> None:
     memory = Memory(guards=host.guards)
     placed = [_place(tensor, case.mode, memory) for tensor in case.tensors]
     host.seed = case.seed
-    found = host.run(case.mode, placed, case.strength, case.upstream, divisor=case.divisor)
+    found = host.run(case.mode, placed, case.strength, case.upstream, divisor=case.divisor, sums=case.sums)
     expected, gradients = _by_numpy(case)
     memory.check()
     if expected is not None:
-        _assert_same(found.each, expected.each, "each", case)
-        _assert_same(found.total, expected.total, "the total", case)
-        _assert_same(found.rounded, expected.rounded, "the rounded total", case)
+        _assert_same(found.each[:-1], expected.each[:-1], "each", case)
+        _assert_same(found.each[-1], expected.each[-1], "the total", case)
+        _assert_same(found.rounded, expected.rounded, "the rounded penalties", case)
+        if expected.sums is not None:
+            _assert_same(found.sums, expected.sums, "the sums", case)
     for i, (leaf, tensor, gradient) in enumerate(zip(placed, case.tensors, gradients, strict=True)):
         assert np.array_equal(helpers.raw(leaf.weights), helpers.raw(tensor.weights)), f"weights {i} changed: {case}"
         if leaf.gradient is not None:
@@ -99,8 +103,8 @@ def check_proximal(tensor: Tensor, step: float, host: HostBackend) -> None:
     """Assert that a proximal step gives the bits of the NumPy backend."""
     memory = Memory(guards=host.guards)
     weights, expected = memory.place(tensor.weights, offset=tensor.offsets[0]), tensor.weights.copy()
-    host.proximal([Leaf(weights, tensor.coefficients)], step)
-    numpy_backend.proximal([Leaf(expected, tensor.coefficients)], step)
+    host.proximal([backends.Leaf(weights, tensor.coefficients)], step)
+    numpy_backend.proximal([backends.Leaf(expected, tensor.coefficients)], step)
     memory.check()
     _assert_same(weights, expected, "the weights", (tensor, step))
 
@@ -114,29 +118,24 @@ def _place(tensor: Tensor, mode: Mode, memory: Memory) -> Leaf:
 def _by_numpy(case: Case) -> tuple[Results | None, list[Array]]:
     """Return what the NumPy backend returns and writes."""
     leaves = [Leaf(tensor.weights, tensor.coefficients, tensor.gradient.copy()) for tensor in case.tensors]
-    double, strength, factors = DTYPES["float64"], case.strength, {"strength": case.strength, "upstream": case.upstream}
-    match case.mode:
-        case Mode.VALUE:
-            values = numpy_backend.value(leaves, double, strength=strength, divisor=case.divisor)
-        case Mode.GRADIENT:
-            numpy_backend.gradient(leaves, **factors)
-            return None, [leaf.gradient for leaf in leaves]
-        case Mode.VALUE_AND_GRADIENT:
-            values = numpy_backend.value_and_gradient(leaves, double, **factors)
-        case Mode.ACCUMULATE:
-            values = numpy_backend.accumulate(leaves, double, **factors)
+    options = {"strength": case.strength}
+    options |= {"divisor": case.divisor, "sums": case.sums} if case.mode is Mode.VALUE else {"upstream": case.upstream}
+    values = run(numpy_backend, case.mode, leaves, **options)
+    gradients = [leaf.gradient for leaf in leaves]
+    if case.mode is Mode.GRADIENT:
+        return None, gradients
     with np.errstate(over="ignore"):
-        results = Results(values.each, values.total, np.float32(values.total))
-    return results, [leaf.gradient for leaf in leaves]
+        each = np.append(values.each, values.total)
+        return Results(each, each.astype(np.float32), values.sums), gradients
 
 
 def _assert_same(found: Any, expected: Any, what: str, case: object) -> None:
-    left, right = np.atleast_1d(helpers.bits(found)), np.atleast_1d(helpers.bits(expected))
+    assert np.shape(found) == np.shape(expected)
+    left, right = np.ravel(helpers.bits(found)), np.ravel(helpers.bits(expected))
     assert left.dtype == right.dtype
-    assert left.shape == right.shape
     if wrong := np.flatnonzero(left != right).tolist():
         at = wrong[0]
-        got, want = np.atleast_1d(found)[at], np.atleast_1d(expected)[at]
+        got, want = np.ravel(found)[at], np.ravel(expected)[at]
         raise AssertionError(
             f"{len(wrong)} of {left.size} of {what} differ, the first at {at}: {got!r} ({left[at]:#x}), "
             f"expected {want!r} ({right[at]:#x}), in {reprlib.repr(case)}"
@@ -198,8 +197,8 @@ def draw(seed: int, pairs: Sequence[tuple[str, str]], modes: Sequence[Mode], til
     count = rng.choice((1, 1, 1, 1, 2, 3, 4, 7)) if rng.random() < 0.99 else rng.choice((130, 300))
     tensors = [_tensor(rng, of, *rng.choice(pairs), tiles if count < 5 else 0) for _ in range(count)]
     mode = rng.choice(modes)
-    divisor = rng.choice((1, 1, 7, 128)) if mode is Mode.VALUE else 1
-    return Case(mode, tensors, _factor(rng, of), _factor(rng, of), divisor, rng.randrange(2**40))
+    divisor, sums = (rng.choice((1, 1, 7, 128)), rng.random() < 0.3) if mode is Mode.VALUE else (1, False)
+    return Case(mode, tensors, _factor(rng, of), _factor(rng, of), divisor, rng.randrange(2**40), sums)
 
 
 def draw_proximal(seed: int, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, float]:
@@ -239,7 +238,8 @@ def _offsets(rng: random.Random, dtype: str, into: str) -> tuple[int, int]:
 
 def _factor(rng: random.Random, of: Range) -> Any:
     factor = rng.choice(of.factors) if rng.random() < 0.4 else 1.0
-    return np.array(factor) if rng.random() < 0.5 else factor
+    with np.errstate(over="ignore", under="ignore"):
+        return np.array(factor, rng.choice((np.float64, np.float32))) if rng.random() < 0.5 else factor
 
 
 def numbers(content: str, size: int, dtype: str, seed: int) -> Array:

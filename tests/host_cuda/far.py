@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpureg import arithmetic
+from gpureg import arithmetic, backends
 from gpureg.arithmetic import Coefficients
-from gpureg.backends import Leaf
+from gpureg.backends import Mode
 from gpureg.backends.numpy import backend as numpy_backend
-from gpureg.compiler import Mode, penalty_pass, proximal_step
+from gpureg.compiler import penalty_pass, proximal_step
 from tests.helpers import DTYPES, bits, content
 from tests.host_cuda import Library, layout
+from tests.passes import Leaf, run
 
 Array = NDArray[Any]
 
@@ -57,21 +58,27 @@ def check_pass(kernels: Library, weights: str, into: str) -> None:
     w, gradient = far.reserve(weights, "weights"), far.reserve(into, "wide")
     sums, gradients = [], [gradient[part].copy() for part in far.parts]
     for part, added in zip(far.parts, gradients, strict=True):
-        numpy_backend.accumulate([Leaf(w[part], COEFFICIENTS, added)], DTYPES["float64"])
+        run(numpy_backend, Mode.ACCUMULATE, [Leaf(w[part], COEFFICIENTS, added)], DTYPES["float64"])
         ones = [Leaf(w[part], Coefficients(*one)) for one in ((1.0, 0.0, 0.0), (0.0, 1.0, 2.0))]
-        sums.append(numpy_backend.value(ones, DTYPES["float64"]).each)
+        sums.append(run(numpy_backend, Mode.VALUE, ones, DTYPES["float64"]).each)
     expected = arithmetic.penalty(COEFFICIENTS, 1.0, *(sums[0] + sums[1]))  # with zeros in between, and after
 
     tile_sums, group_sums = np.full((far.tiles, 2), np.nan), np.zeros((far.groups, 2))
-    counters, results = np.zeros(far.groups + 2, np.uint32), np.full(3, np.nan)
+    counters, results = np.zeros(far.groups + 2, np.uint32), np.full(6, np.nan)
     counters[far.groups] = far.groups - len(far.parts)
     call = np.zeros((), layout.CALL)
-    single = w.ctypes.data, gradient.ctypes.data, far.size, *COEFFICIENTS, 0, 0, 0
-    call["single"], call["count"], call["groups"], call["divisor"] = single, 1, far.groups, 1.0
+    call["place"] = w.ctypes.data, gradient.ctypes.data
+    call["single"], call["count"], call["groups"], call["divisor"] = (
+        (far.size, *COEFFICIENTS, 0, 0, 0),
+        1,
+        far.groups,
+        1.0,
+    )
     call["strength"]["number"] = call["upstream"]["number"] = 1.0
     call["tile_sums"], call["group_sums"] = tile_sums.ctypes.data, group_sums.ctypes.data
-    call["counters"], call["each"] = counters.ctypes.data, results.ctypes.data
-    call["total"], call["total_rounded"] = results[1:].ctypes.data, results[2:].ctypes.data
+    penalties = np.full(2, np.nan)
+    call["penalties"], call["counters"] = penalties.ctypes.data, counters.ctypes.data
+    call["each"], call["sums"], call["rounded"] = (results[at:].ctypes.data for at in (0, 2, 4))
     kernels.launch(penalty_pass(weights, into, Mode.ACCUMULATE, l1=True, l2=True), far.tiles, call, blocks=far.blocks)
 
     assert results[:2].tolist() == [expected, expected]
@@ -86,7 +93,7 @@ def check_proximal(kernels: Library, weights: str) -> None:
     moved = far.reserve(weights, "weights")
     expected = [moved[part].copy() for part in far.parts]
     for numbers in expected:
-        numpy_backend.proximal([Leaf(numbers, COEFFICIENTS)], 0.1)
+        numpy_backend.proximal([backends.Leaf(numbers, COEFFICIENTS)], 0.1)
     step = np.array(
         (moved.ctypes.data, far.size, 0.1 * COEFFICIENTS.l1, 1 + 0.1 * COEFFICIENTS.twice_l2, True), layout.STEP
     )

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from gpureg.backends.cuda import CALL, FACTOR, STEP, TENSOR
+from gpureg.backends.cuda import CALL, FACTOR, PLACE, STEP, TENSOR
 
 SUMS = np.dtype([("abs", np.float64), ("squares", np.float64)], align=True)
 
-__all__ = ["CALL", "FACTOR", "STEP", "STRUCTURES", "SUMS", "TENSOR", "assertions"]
+__all__ = ["CALL", "FACTOR", "PLACE", "STEP", "STRUCTURES", "SUMS", "TENSOR", "assertions"]
 
 STRUCTURES = {
-    "penalty.cu": {"Sums": SUMS, "Tensor": TENSOR, "Factor": FACTOR, "Call": CALL},
+    "penalty.cu": {"Sums": SUMS, "Tensor": TENSOR, "Place": PLACE, "Factor": FACTOR, "Call": CALL},
     "proximal.cu": {"Step": STEP},
 }
 """The structures by the file and the name they have there."""

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gpureg.compiler import Mode
+from gpureg.backends import Mode
 from tests.host_cuda import Library
 from tests.host_cuda.building import COMPILER, HERE, Build, Variant, build
 from tests.host_cuda.cases import Calls

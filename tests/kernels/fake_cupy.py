@@ -39,12 +39,22 @@ class Device:
         self.stack.pop()
 
 
+class Pointer:
+    """A place in memory, which stays while this does."""
+
+    def __init__(self, ptr: int, owner: Any) -> None:
+        self.ptr, self.owner = ptr, owner
+
+    def __add__(self, nbytes: int) -> "Pointer":
+        return Pointer(self.ptr + nbytes, self.owner)
+
+
 class ndarray(np.ndarray[Any, Any]):  # noqa: N801 - CuPy's name
     """An array in the memory of a device."""
 
     home = 0
 
-    def __new__(cls, shape: Any, dtype: Any, memptr: Any, strides: Any) -> "ndarray":
+    def __new__(cls, shape: Any, dtype: Any, memptr: Any, strides: Any = None) -> "ndarray":
         """Make an array of memory that is there."""
 
         class Memory:
@@ -69,7 +79,7 @@ class ndarray(np.ndarray[Any, Any]):  # noqa: N801 - CuPy's name
 
     @property
     def data(self) -> Any:
-        return SimpleNamespace(ptr=self.__array_interface__["data"][0], owner=self)
+        return Pointer(self.__array_interface__["data"][0], self)
 
     def get(self) -> np.ndarray[Any, Any]:
         return np.array(self, subok=False)

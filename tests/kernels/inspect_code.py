@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from gpureg.backends import Mode
 from gpureg.backends.cuda import CALL, THREADS
-from gpureg.compiler import Mode
 
 REGISTERS = 65536
 """Registers of a multiprocessor, of any architecture gpureg is compiled for."""

@@ -9,7 +9,7 @@ import pytest
 
 from gpureg import compiler
 from gpureg.arithmetic import Coefficients
-from gpureg.compiler import Mode
+from gpureg.backends import Mode
 from tests.host_cuda import Build, HostCudaError, far, library, sanitized
 from tests.host_cuda.backend import HostBackend
 from tests.host_cuda.building import Variant
@@ -58,7 +58,7 @@ def seen(name: str, file: str, right: str, wrong: str, calls: Calls, message: st
 
 # What gives other bits -----------------------------------------------------------------------------------------------
 
-SUM_DIFFERS = r"of (each|the total|the rounded total) differ"
+SUM_DIFFERS = r"of (each|the total|the rounded penalties|the sums) differ"
 GRADIENT_DIFFERS = r"of gradient \d+ differ"
 
 WRONG_BITS = [
@@ -89,8 +89,8 @@ WRONG_BITS = [
     seen(
         "sums are read in the order of arrival",
         "penalty.cu",
-        "call.tile_sums + tensor.first_tile + tile, counter",
-        "call.tile_sums + first_tile + *counter, counter",
+        "call.tile_sums[tensor.first_tile + tile] = sums",
+        "call.tile_sums[first_tile + call.counters[tensor.first_group + group]] = sums",
         calls(),
         SUM_DIFFERS,
     ),
@@ -199,10 +199,34 @@ WRONG_BITS = [
         "of the weights differ",
     ),
     seen(
+        "warps of a shared block take one tensor",
+        "penalty.cu",
+        "index = first + threadIdx.x / 32",
+        "index = first + threadIdx.x / 32 / 2",
+        calls(passes=300),
+        SUM_DIFFERS,
+    ),
+    seen(
+        "a small tensor's last element is left out",
+        "penalty.cu",
+        "if (i < tensor.size) {",
+        "if (i + 1 < tensor.size) {",
+        calls(passes=300),
+        SUM_DIFFERS,
+    ),
+    seen(
+        "a small tensor is added by half a warp",
+        "tree.cuh",
+        "distance < 32;",
+        "distance < 16;",
+        calls(),
+        SUM_DIFFERS,
+    ),
+    seen(
         "upstream changes the value",
         "penalty.cu",
-        "sums = {penalty(tensor, strength, sums), 0.0};",
-        "sums = {penalty(tensor, strength * call.upstream.get(), sums), 0.0};",
+        "value = penalty(tensor, strength, sums);",
+        "value = penalty(tensor, strength * call.upstream.get(), sums);",
         calls(modes=ACCUMULATE),
         SUM_DIFFERS,
     ),
@@ -264,7 +288,7 @@ REFUSED = [
         "a thread that ends early",
         "penalty.cu",
         "    Sums sums = add_threads",
-        "    if (threadIdx.x == 77) return;\n    Sums sums = add_threads",
+        "    if (threadIdx.x == 77) return false;\n    Sums sums = add_threads",
         calls(),
         r"thread (6[4-9]|[78]\d|9[0-5]): waits at the shuffle of tree.cuh:\d+ for thread 77, which has ended",
     ),
@@ -284,8 +308,8 @@ REFUSED = [
     seen(
         "something is told to the compiler that is not so",
         "penalty.cu",
-        "const double strength = call.strength.get();",
-        "const double strength = call.strength.get();\n  __builtin_assume(threadIdx.x < 5);",
+        "  double value = 0.0;",
+        "  __builtin_assume(threadIdx.x < 5);\n  double value = 0.0;",
         calls(),
         "not so: threadIdx.x < 5",
     ),
@@ -324,8 +348,8 @@ LEFT_BEHIND = [
     seen(
         "the total does not wait for the last tensor",
         "penalty.cu",
-        "counter, call.count, shared",
-        "counter, call.count - 1, shared",
+        "done, call.count, shared",
+        "done, call.count - 1, shared",
         calls(),
         "a counter is not zero after the call",
     ),
@@ -338,10 +362,18 @@ LEFT_BEHIND = [
         "a counter is not zero after the call",
     ),
     seen(
+        "a shared block counts as if it were full",
+        "penalty.cu",
+        "return call.launched - first < WARPS ? call.launched - first : WARPS;",
+        "return WARPS;",
+        calls(),
+        "a counter is not zero after the call",
+    ),
+    seen(
         "an element too many is written",
         "penalty.cu",
-        "if (writes) lanes.write(w, gradient[i]);",
-        "if (writes) lanes.write(w, gradient[i]), lanes.write(w, gradient[i + (i == size - 1)]);",
+        "if (i < size) {",
+        "if (i <= size) {",
         calls(modes=GRADIENT),
         "something was written after a buffer",
     ),
@@ -375,6 +407,7 @@ def test_an_offset_of_32_bits_in_a_step_is_seen(tmp_path: Path) -> None:
 # What only a sanitizer sees ------------------------------------------------------------------------------------------
 
 RACES = Calls(seed=10**6, passes=20, pairs=(("float32", "float32"),), modes=VALUE, tiles=4)
+SMALL_RACES = RACES._replace(seed=0, passes=60, tiles=1)
 RACE = r"WARNING: ThreadSanitizer: data race(.|\n)*tree\.cuh"
 
 RACING = [
@@ -416,6 +449,14 @@ RACING = [
         "= mine;\n  __syncthreads();",
         "= mine;",
         RACES,
+        RACE,
+    ),
+    seen(
+        "no barrier before the ticket of a shared block is taken",
+        "penalty.cu",
+        "  __syncthreads();  // each warp's penalty",
+        "  // each warp's penalty",
+        SMALL_RACES,
         RACE,
     ),
     seen(

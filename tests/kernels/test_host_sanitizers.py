@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from gpureg.compiler import Mode
+from gpureg.backends import Mode
 from tests.host_cuda import Build, sanitized
 from tests.host_cuda.building import SMALL, Variant
 from tests.host_cuda.cases import Calls

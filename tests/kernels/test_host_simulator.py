@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gpureg import compiler
-from gpureg.compiler import Mode
+from gpureg.backends import Mode
 from tests.helpers import Array, bits
 from tests.host_cuda import Build, HostCudaError, building, launch, layout, library
 from tests.host_cuda.building import BuildError, Variant, build

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 import gpureg
 from gpureg import backends, compiler, driver, selftest
 from gpureg.arithmetic import Coefficients, tile_size
-from gpureg.backends import Leaf, cuda
+from gpureg.backends import Mode, cuda
 from gpureg.compiler import Kernel
 from gpureg.driver import Driver
 from tests import helpers, host_cuda
 from tests.helpers import DTYPES, Array, content, gradient_dtypes, raw
 from tests.kernels.fake_cupy import Device, FakeCupy, installed
+from tests.passes import Leaf, run
 
 REG = gpureg.L1L2(l1=0.3, l2=0.7)
 NUMPY = backends.load("numpy")
@@ -131,8 +132,8 @@ def test_many_tensors_are_one_launch_for_each_pair_of_dtypes(cupy: FakeCupy, cou
     backend, double = backends.load("cuda"), np.dtype(np.float64)
     device = [leaf._replace(weights=cupy.array(leaf.weights), gradient=cupy.array(leaf.gradient)) for leaf in leaves]
     strength, upstream = (cupy.array(np.float64(factor)) for factor in (0.7, -3.0))
-    mine = backend.accumulate(device, double, strength=strength, upstream=upstream)
-    theirs = NUMPY.accumulate(leaves, double, strength=0.7, upstream=-3.0)
+    mine = run(backend, Mode.ACCUMULATE, device, double, strength=strength, upstream=upstream)
+    theirs = run(NUMPY, Mode.ACCUMULATE, leaves, double, strength=0.7, upstream=-3.0)
     assert raw(mine.total.get()) == raw(theirs.total)
     assert np.array_equal(raw(mine.each.get()), raw(theirs.each))
     for one, other in zip(device, leaves, strict=True):
@@ -141,7 +142,7 @@ def test_many_tensors_are_one_launch_for_each_pair_of_dtypes(cupy: FakeCupy, cou
 
 
 def test_no_tensor_at_all_is_zero(cupy: FakeCupy) -> None:
-    values = backends.load("cuda").value([], np.dtype(np.float32))
+    values = run(backends.load("cuda"), Mode.VALUE, [], np.dtype(np.float32))
     assert values.total.get() == 0
     assert values.each.size == 0
     assert cupy.launches == []
@@ -171,16 +172,21 @@ def test_counters_are_kept_by_device_and_stream_and_thread(cupy: FakeCupy) -> No
     with Device(1):
         far = cupy.array(np.ones(10, np.float32))
     REG(far)  # the current device is another
-    cupy.stream.ptr = 2  # the default stream of each thread has the same address
-    thread = threading.Thread(target=lambda: REG(w))
-    thread.start()
-    thread.join()
-    REG(w)
-    keys = list(cuda._Stream._counters)
-    assert keys[:3] == [(0, 0, 0), (0, 77, 0), (1, 77, 0)]
-    assert [key[:2] for key in keys[3:]] == [(0, 2), (0, 2)]
-    assert len(set(keys)) == 5
+    assert list(cuda._Stream._counters) == [(0, 0, 0), (0, 77, 0), (1, 77, 0)]
     assert not any(np.asarray(each).any() for each in cuda._Stream._counters.values())
+
+
+def test_the_default_stream_of_each_thread_has_its_own_counters(cupy: FakeCupy) -> None:
+    w = cupy.array(np.ones(10, np.float32))
+    cupy.stream.ptr = 2  # which is the same in all threads
+    found: list[dict[tuple[int, ...], Any]] = []
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: (REG(w), found.append(cuda._thread.counters)))
+        thread.start()
+        thread.join()
+    assert [[key[:2] for key in counters] for counters in found] == 3 * [[(0, 2)]]
+    assert len({key for counters in found for key in counters}) == 3  # though threads that ended lend their identity
+    assert cuda._Stream._counters == {}
 
 
 def test_counters_of_a_failed_launch_are_forgotten(cupy: FakeCupy) -> None:
@@ -203,12 +209,12 @@ def test_a_captured_call_keeps_memory_of_its_own(cupy: FakeCupy) -> None:
     cupy.stream = SimpleNamespace(ptr=5, is_capturing=lambda: True)
     REG.accumulate_grad(w[:, ::2], grad[:, ::2])
     assert cuda._Stream._counters == {}  # a graph's counters are its own
-    assert len(cuda._Stream._captured) == 6  # copies of both, results, scratch, counters, total
+    assert len(cuda._Stream._captured) == 5  # copies of both, results, scratch with counters, total
     gpureg.l1_loss(w, dtype="bfloat16")
     assert cuda._Stream._captured[-1].dtype == "bfloat16"  # rounded in the graph, and so written by each replay
     leaf = Leaf(w, Coefficients(1.0, 0.0, 0.0))
-    with pytest.raises(RuntimeError, match="several tensors cannot be captured"):
-        backends.load("cuda").value([leaf, leaf], np.dtype(np.float32))
+    with pytest.raises(RuntimeError, match="tables of several tensors cannot be copied"):
+        run(backends.load("cuda"), Mode.VALUE, [leaf, leaf], np.dtype(np.float32))
 
 
 def test_what_cannot_be_used_says_why(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:

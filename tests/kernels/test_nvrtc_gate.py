@@ -9,7 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from gpureg import compiler
-from gpureg.compiler import KERNELS, OPTIONS, CompilerError, Mode, penalty_pass, proximal_step
+from gpureg.backends import Mode
+from gpureg.compiler import KERNELS, OPTIONS, CompilerError, penalty_pass, proximal_step
 from tests.kernels.build import ARCHITECTURES, build, build_all
 from tests.kernels.inspect_code import ptx_faults
 
@@ -45,14 +46,14 @@ def option(old: str, new: str) -> tuple[str, ...]:
 
 
 CONTRACTED = option("--fmad=false", "--fmad=true")
-FETCH_ADD = "__nv_atomic_fetch_add(counter, 1u, __NV_ATOMIC_ACQ_REL, __NV_THREAD_SCOPE_DEVICE)"
+FETCH_ADD = "__nv_atomic_fetch_add(counter, parts, __NV_ATOMIC_ACQ_REL, __NV_THREAD_SCOPE_DEVICE)"
 RELAXED_LOAD = """__longlong_as_double(__nv_atomic_load_n(
       reinterpret_cast<long long*>(from), __NV_ATOMIC_RELAXED, __NV_THREAD_SCOPE_DEVICE))"""
 LOADED = "load_relaxed(sums + i)"
 
 PLANTS = {
     "flush to zero": Plant(GRADIENT, "flushes to zero", options=option("--ftz=false", "--ftz=true")),
-    "contraction in a gradient": Plant(GRADIENT, "contraction", options=CONTRACTED),
+    "contraction in a gradient": Plant(GRADIENT, "not rounded by itself", options=CONTRACTED),
     "contraction left to ptxas": Plant(SUMS, "not rounded by itself", options=CONTRACTED),
     "fused squares of float64": Plant(
         penalty_pass("float64", "float64", Mode.VALUE, l1=False, l2=True),
@@ -71,7 +72,9 @@ PLANTS = {
     "a ticket for one block": Plant(
         SUMS, "ticket", "tree.cuh", FETCH_ADD, FETCH_ADD.replace("SCOPE_DEVICE", "SCOPE_BLOCK")
     ),
-    "a costly fence": Plant(SUMS, "ticket: a fence", "tree.cuh", "*place = sum;", "*place = sum; __threadfence();"),
+    "a costly fence": Plant(
+        SUMS, "ticket: a fence", "tree.cuh", "    shared.ticket = __nv", "    __threadfence();\n    shared.ticket = __nv"
+    ),
     "a level without a ticket": Plant(SUMS, "ticket: 2 atomics", "penalty.cu", "if (groups > 1)", "if (false)"),
     "partial sums through the read-only cache": Plant(
         SUMS, "partial sums: ld.global.nc", "tree.cuh", RELAXED_LOAD, "__ldg(from)"

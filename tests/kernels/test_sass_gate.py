@@ -10,7 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from gpureg import compiler
-from gpureg.compiler import KERNELS, Mode, penalty_pass, proximal_step
+from gpureg.backends import Mode
+from gpureg.compiler import KERNELS, penalty_pass, proximal_step
 from tests.kernels.build import ARCHITECTURES, PREFIXES, Compiled, build, build_all
 from tests.kernels.inspect_code import Flight, SassInstruction, flight, resident_blocks, sass_faults
 
