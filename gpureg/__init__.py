@@ -2,6 +2,7 @@
 
 from gpureg.environment import xp
 from gpureg.functional import l1_loss, l2_loss
+from gpureg.penalty import Penalty
 from gpureg.regularizers import L1, L1L2, L2, HalvedL2, Regularizer, l1, l1_l2, l2
 from gpureg.rules import Rules
 from gpureg.threads import get_num_threads, set_num_threads
@@ -13,6 +14,7 @@ __all__ = [
     "L1L2",
     "L2",
     "HalvedL2",
+    "Penalty",
     "Regularizer",
     "Rules",
     "get_num_threads",

@@ -3,13 +3,16 @@
 Everything is checked before anything is written.
 """
 
-from typing import Any
+import operator
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpureg import arithmetic, libraries
+from gpureg import arithmetic, libraries, memory
 from gpureg.arithmetic import Coefficients
-from gpureg.backends import Backend, Leaf
+from gpureg.backends import Backend, Leaf, Values
 from gpureg.libraries import DTYPES, Library
 
 
@@ -34,7 +37,7 @@ def gradient(w: Any, coefficients: Coefficients, out: Any = None) -> Any:
     """Write the gradient at w to `out`, a new array if there is none, and return it."""
     library, backend, native = _weights(w)
     out = library.empty_like(w) if out is None else out
-    other = _gradient(library, backend, native, out, "out")
+    other = _apart(library, backend, native, out, "out")
     plan = backend.plan([Leaf(native, coefficients)])
     plan.gradient(plan.bind([other]))
     return out
@@ -44,7 +47,7 @@ def value_and_gradient(w: Any, coefficients: Coefficients, out: Any = None) -> t
     """Return the penalty of w, and the gradient as `gradient` does."""
     library, backend, native = _weights(w)
     out = library.empty_like(w) if out is None else out
-    other = _gradient(library, backend, native, out, "out")
+    other = _apart(library, backend, native, out, "out")
     plan = backend.plan([Leaf(native, coefficients)])
     result = plan.value_and_gradient(_result_dtype(library, native), plan.bind([other]))
     return library.scalar(result.total), out
@@ -53,7 +56,7 @@ def value_and_gradient(w: Any, coefficients: Coefficients, out: Any = None) -> t
 def accumulate(w: Any, coefficients: Coefficients, grad: Any) -> Any:
     """Add the gradient at w to `grad` and return the penalty of w."""
     library, backend, native = _weights(w)
-    other = _gradient(library, backend, native, grad, "grad")
+    other = _apart(library, backend, native, grad, "grad")
     plan = backend.plan([Leaf(native, coefficients)])
     return library.scalar(plan.accumulate(_result_dtype(library, native), plan.bind([other])).total)
 
@@ -72,22 +75,28 @@ def _weights(w: Any, name: str = "w") -> tuple[Library, Backend, Any]:
     return library, library.backend(native), native
 
 
-def _gradient(library: Library, backend: Backend, w: Any, gradient: Any, name: str) -> Any:
+def _apart(library: Library, backend: Backend, w: Any, gradient: Any, name: str) -> Any:
     """Return a gradient as its backend takes it, once it is sure that it may be written as w's."""
-    other = libraries.of(gradient, name)
-    if other is not library:
-        raise TypeError(f"{name} is of {other.name}, but w is of {library.name}; both must be of one library")
-    # Of the weights' dtype or float32.
-    native = library.native(gradient, name, tuple(dict.fromkeys([w.dtype.name, "float32"])))
-    if native.shape != w.shape:
-        raise ValueError(f"{name} has shape {native.shape}, but w has {w.shape}; the shapes must be equal")
-    if (device := library.device(native)) != (home := library.device(w)):
-        raise ValueError(f"{name} is on {device}, but w is on {home}; both must be on one device")
-    _check_writable(library, gradient, native, name)
+    native = _gradient(library, w, gradient, name, "w")
     if backend.overlap(native, w):
         raise ValueError(
             f"{name} shares memory with w, which would be overwritten while being read; give another array"
         )
+    return native
+
+
+def _gradient(library: Library, w: Any, gradient: Any, name: str, owner: str) -> Any:
+    """Return a gradient as its backend takes it, once it is sure that it fits w; memory is not looked at."""
+    other = libraries.of(gradient, name)
+    if other is not library:
+        raise TypeError(f"{name} is of {other.name}, but {owner} is of {library.name}; both must be of one library")
+    # Of the weights' dtype or float32.
+    native = library.native(gradient, name, tuple(dict.fromkeys([w.dtype.name, "float32"])))
+    if native.shape != w.shape:
+        raise ValueError(f"{name} has shape {native.shape}, but {owner} has {w.shape}; the shapes must be equal")
+    if (device := library.device(native)) != (home := library.device(w)):
+        raise ValueError(f"{name} is on {device}, but {owner} is on {home}; both must be on one device")
+    _check_writable(library, gradient, native, name)
     return native
 
 
@@ -121,3 +130,154 @@ def _result_dtype(library: Library, w: Any, dtype: Any = None) -> np.dtype[Any]:
     if result is None or result.name not in DTYPES or not result.isnative:
         raise TypeError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     return result
+
+
+class Tensors:
+    """Weights of one library and device with their coefficients, checked once and passed over together.
+
+    Errors call them `weights[name]`, and their gradients `grads[name]`. Where there are none, results are those of the
+    library of `like`.
+    """
+
+    def __init__(
+        self, named: Sequence[tuple[str, Any]], coefficients: Sequence[Coefficients], like: Any = None
+    ) -> None:
+        self.names = [name for name, _ in named]
+        self.arrays = [array for _, array in named]
+        self.library, self._natives = _together(named, np.empty(0) if like is None else like)
+        self._backend = self.library.backend(self._natives[0] if self._natives else like)
+        leaves = [Leaf(native, own) for native, own in zip(self._natives, coefficients, strict=True)]
+        self._plan = self._backend.plan(leaves)
+        self.itemsizes = [native.itemsize for native in self._natives]
+        self.dtype = arithmetic.result_dtype([native.dtype for native in self._natives])
+        self._spans = _spans(self.library.addresses(self.arrays), self._natives)
+        self._last: _Accepted | None = None
+
+    def value(self, *, strength: Any = 1.0, sums: bool = False) -> Values:
+        """Return the penalties."""
+        return self._plan.value(self.dtype, strength=strength, sums=sums)
+
+    def gradient(self, gradients: Sequence[Any], **factors: Any) -> None:
+        """Write the gradients."""
+        self._plan.gradient(self._bind(gradients), **factors)
+
+    def value_and_gradient(self, gradients: Sequence[Any], **factors: Any) -> Values:
+        """Write the gradients and return the penalties."""
+        return self._plan.value_and_gradient(self.dtype, self._bind(gradients), **factors)
+
+    def accumulate(self, gradients: Sequence[Any], **factors: Any) -> Values:
+        """Add to gradients and return the penalties."""
+        return self._plan.accumulate(self.dtype, self._bind(gradients), **factors)
+
+    def factor(self, given: Any, name: str) -> Any:
+        """Return a factor as backends take it: a number, or a 0-d array where the weights live, read there."""
+        if self._natives and self.library.owns(type(given)):
+            native = self.library.native(given, name, ("float32", "float64"))
+            if native.shape != ():
+                raise ValueError(f"{name} has shape {native.shape}; expected a number or a 0-d array")
+            if (device := self.library.device(native)) != (home := self.library.device(self._natives[0])):
+                raise ValueError(f"{name} is on {device}, but the weights are on {home}; both must be on one device")
+            return native
+        if isinstance(given, bool | np.bool_) or not isinstance(given, int | float | np.integer | np.floating):
+            raise TypeError(f"{name} must be a number or a 0-d array of the weights' library, not {given!r}")
+        return float(given)
+
+    def _bind(self, gradients: Sequence[Any]) -> Any:
+        """Return gradients as the plan's passes take them, once it is sure that all may be written.
+
+        The same arrays as last time are known by identity; other ones of the same types, shapes, strides and dtypes
+        only by where they lie.
+        """
+        last = self._last
+        if last is not None and last.bound is not None and last.is_of(gradients):
+            return last.bound
+        types = list(map(type, gradients))
+        if last is not None and types == last.types and self.library.signatures(gradients) == last.signatures:
+            natives, extents, signatures = None, last.extents, last.signatures
+        else:
+            last = None
+            labels = [f"grads[{name!r}]" for name in self.names]
+            natives = [
+                _gradient(self.library, native, gradient, label, f"weights[{name!r}]")
+                for native, gradient, label, name in zip(self._natives, gradients, labels, self.names, strict=True)
+            ]
+            extents = _extents(natives)
+            signatures = self.library.signatures(gradients)
+        addresses = self.library.addresses(gradients)
+        self._check_memory(np.array(addresses, np.int64) + extents, gradients)
+        bound = last.bound.moved(addresses) if last is not None and last.bound is not None else None
+        if bound is None:
+            if natives is None:
+                natives = [self.library.native(gradient, "") for gradient in gradients]
+            bound = self._plan.bind(natives)
+        kept = None if bound.keeps_arrays else bound
+        self._last = _Accepted([weakref.ref(each) for each in gradients], types, signatures, extents, kept)
+        return bound
+
+    def _check_memory(self, spans: memory.Ints, gradients: Sequence[Any]) -> None:
+        """Refuse gradients that share memory with weights, or with each other."""
+        count = len(self.names)
+        starts, stops = np.concatenate([self._spans, spans], axis=1)
+        for first, second in memory.meetings(starts, stops, np.arange(2 * count) >= count):
+            one = self._natives[first] if first < count else self.library.native(gradients[first - count], "")
+            other = self.library.native(gradients[second - count], "")
+            if self._backend.overlap(one, other):
+                kind = "weights" if first < count else "grads"
+                raise ValueError(
+                    f"grads[{self.names[second - count]!r}] shares memory with {kind}[{self.names[first % count]!r}], "
+                    "and one would be overwritten while the other is being read; give another array"
+                )
+
+
+class _Accepted(NamedTuple):
+    """Gradients that were found good: which they were, and how others must be to be as good."""
+
+    arrays: list[weakref.ref[Any]]  # not kept alive: a framework makes new gradients for each step
+    types: list[type]
+    signatures: list[Any]
+    extents: memory.Ints
+    bound: Any  # as the plan takes them, if that keeps no array alive
+
+    def is_of(self, gradients: Sequence[Any]) -> bool:
+        """Return whether these are the very arrays."""
+        return all(map(operator.is_, map(operator.call, self.arrays), gradients))
+
+
+def _together(named: Sequence[tuple[str, Any]], like: Any) -> tuple[Library, list[Any]]:
+    """Return the one library of arrays, that of `like` if there are none, and the arrays as a backend takes them."""
+    library = libraries.of(named[0][1], f"weights[{named[0][0]!r}]") if named else libraries.of(like, "weights")
+    natives, home = [], None
+    for name, array in named:
+        label, first = f"weights[{name!r}]", f"weights[{named[0][0]!r}]"
+        own = libraries.of(array, label)
+        if own is not library:
+            raise TypeError(f"{label} is of {own.name}, but {first} is of {library.name}; all must be of one library")
+        natives.append(library.native(array, label))
+        device = library.device(natives[-1])
+        home = device if home is None else home
+        if device != home:
+            raise ValueError(f"{label} is on {device}, but {first} is on {home}; all must be on one device")
+    return library, natives
+
+
+def memory_of(array: Any) -> Any:
+    """Return a key that arrays have in common which are the same elements in memory; None for what has none."""
+    try:
+        library = libraries.of(array, "")
+    except TypeError:
+        return id(array)
+    if not array.size:
+        return None
+    start, stop = memory.extent(array.shape, array.strides, array.itemsize)
+    (address,) = library.addresses([array])
+    return library.name, address + start, address + stop, array.size
+
+
+def _extents(natives: Sequence[Any]) -> memory.Ints:
+    """Return where arrays begin and end, in bytes from their first elements, as two rows."""
+    extents = [memory.extent(native.shape, native.strides, native.itemsize) for native in natives]
+    return np.array(extents, np.int64).reshape(-1, 2).T
+
+
+def _spans(addresses: Sequence[int], natives: Sequence[Any]) -> memory.Ints:
+    return np.array(addresses, np.int64) + _extents(natives)

@@ -39,6 +39,8 @@ def run(
 class Bound(list[Leaf]):
     """Tensors with gradients."""
 
+    keeps_arrays = True
+
     def moved(self, addresses: Sequence[int]) -> None:
         """Return None: where arrays lie is not known here."""
 

@@ -66,6 +66,10 @@ class Results(NamedTuple):
 class Gradients(Protocol):
     """Gradients to write or to add to, bound to the tensors of a plan; valid while the arrays live."""
 
+    @property
+    def keeps_arrays(self) -> bool:
+        """Whether this keeps arrays alive, and not only where they lie."""
+
     def moved(self, addresses: Sequence[int]) -> "Gradients | None":
         """Return what other gradients of the same shapes, strides and dtypes make, which begin at these addresses.
 

@@ -144,19 +144,27 @@ class _Bound:
     others are copied for each pass.
     """
 
-    def __init__(self, places: NDArray[Any], apart: "list[_Apart]", launches: "list[_Launch]") -> None:
+    def __init__(
+        self, places: NDArray[Any], apart: "list[_Apart]", launches: "list[_Launch]", itemsizes: NDArray[np.uint64]
+    ) -> None:
         self.places = places
         self.apart = apart
         self.launches = launches
+        self._itemsizes = itemsizes
         self.tables = [_Table() for _ in launches]
+
+    @property
+    def keeps_arrays(self) -> bool:
+        """Whether there are arrays to be copied for each pass."""
+        return bool(self.apart)
 
     def moved(self, addresses: Sequence[int]) -> "_Bound | None":
         """Return the same for gradients of the same shapes, strides and dtypes at other addresses, if that is all."""
-        if self.apart:
-            return None
         places = self.places.copy()
         places["gradient"] = addresses
-        return _Bound(places, [], self.launches)
+        if self.apart or np.any(places["gradient"] % self._itemsizes):
+            return None
+        return _Bound(places, [], self.launches, self._itemsizes)
 
 
 class _Apart(NamedTuple):
@@ -273,14 +281,14 @@ class CudaPlan:
         self._places = np.zeros(len(arrays), PLACE)
         self._apart = self._set_places(self._places, "weights", arrays)
         self._launches: dict[tuple[str, ...], list[_Launch]] = {}
-        self._weights_only = _Bound(self._places, self._apart, self._launches_into(self._dtypes))
+        self._weights_only = self._bound(self._places, self._apart, arrays)
         self._lock = threading.Lock()
         self._captured: Any = None
 
     def bind(self, gradients: Sequence[Any]) -> _Bound:  # noqa: D102
         places = self._places.copy()
         apart = self._apart + self._set_places(places, "gradient", gradients)
-        return _Bound(places, apart, self._launches_into([gradient.dtype.name for gradient in gradients]))
+        return self._bound(places, apart, gradients)
 
     def value(  # noqa: D102
         self, dtype: np.dtype[Any], *, strength: Scalar = 1.0, divisor: int = 1, sums: bool = False
@@ -305,6 +313,10 @@ class CudaPlan:
         views = [array.transpose(axes) for array, axes in zip(arrays, self._axes, strict=True)]
         places[name] = [view.data.ptr for view in views]
         return [_Apart(i, name, view) for i, view in enumerate(views) if not _is_side_by_side(view)]
+
+    def _bound(self, places: NDArray[Any], apart: list[_Apart], gradients: Sequence[Any]) -> _Bound:
+        launches = self._launches_into([gradient.dtype.name for gradient in gradients])
+        return _Bound(places, apart, launches, np.array([gradient.itemsize for gradient in gradients], np.uint64))
 
     def _launches_into(self, gradients: list[str]) -> list[_Launch]:
         """Return the launches of passes whose gradients have these dtypes."""
@@ -341,9 +353,8 @@ class CudaPlan:
             call["upstream"] = _factor(cupy, upstream, stream)
             # Sums, penalties, the total, and the last two rounded; the lines of _Values.
             results = cupy.empty(3 * count + 1 + (count + 2) // 2, np.float64)
-            call["sums"] = results.data.ptr
-            call["each"] = call["sums"] + 16 * count
-            call["rounded"] = call["each"] + 8 * (count + 1)
+            place: int = results.data.ptr
+            call["sums"], call["each"], call["rounded"] = place, place + 16 * count, place + 24 * count + 8
             stream.keep(results)
 
             places = bound.places
@@ -358,7 +369,8 @@ class CudaPlan:
                 ready = []
                 for number, launch in enumerate(bound.launches):
                     self._set_tables(call, bound, places, number, stream)
-                    ready.append((_kernel(launch.kernel(mode, sums=sums), stream.device), launch.grid, call.copy()))
+                    argument = call if launch is bound.launches[-1] else call.copy()
+                    ready.append((_kernel(launch.kernel(mode, sums=sums), stream.device), launch.grid, argument))
                 for kernel, grid, argument in ready:
                     kernel((grid,), (THREADS,), (argument,))
             values = _Values(results, count, dtype, sums=sums)
@@ -384,9 +396,9 @@ class CudaPlan:
             # Counters of the stream are zero between launches, and another thread may make one between those of a call.
             own = _cupy().zeros(counters, np.uint32) if len(launches) > 1 else None
             borrowed = stream.counters(counters) if own is None else contextlib.nullcontext(own.data.ptr)
-        call["tile_sums"] = scratch.data.ptr
-        call["group_sums"] = call["tile_sums"] + _SUMS * tiles
-        call["penalties"] = call["group_sums"] + _SUMS * self._groups
+        place = scratch.data.ptr
+        call["tile_sums"], call["group_sums"] = place, place + _SUMS * tiles
+        call["penalties"] = place + _SUMS * (tiles + self._groups)
         with borrowed as place:
             call["counters"] = place
             yield

@@ -131,6 +131,8 @@ _FLOAT64 = np.dtype(np.float64)
 class _Bound:
     """The elements of gradients."""
 
+    keeps_arrays = True
+
     def __init__(self, elements: "list[_Elements]") -> None:
         self.elements = elements
 

@@ -43,6 +43,15 @@ class Library(Protocol):
     def device(self, native: Any) -> str:
         """Return where a native array lives; one call computes on one device."""
 
+    def signatures(self, arrays: Sequence[Any]) -> list[Any]:
+        """Return of each array, all of types that this library owns, what checks depend on but where it lies.
+
+        Gradients whose signatures are those of others that were found good are good themselves.
+        """
+
+    def addresses(self, arrays: Sequence[Any]) -> list[int]:
+        """Return where the first element of each array lies."""
+
     def empty_like(self, array: Any) -> Any:
         """Return a new array of the same shape, dtype, layout and device, its elements not set."""
 

@@ -35,6 +35,12 @@ class CupyLibrary:
     def device(self, native: Any) -> str:  # noqa: D102
         return f"cuda:{native.device.id}"
 
+    def signatures(self, arrays: Sequence[Any]) -> list[Any]:  # noqa: D102
+        return [(array.shape, array.strides, array.dtype, array.data.device_id) for array in arrays]
+
+    def addresses(self, arrays: Sequence[Any]) -> list[int]:  # noqa: D102
+        return [array.data.ptr for array in arrays]
+
     def empty_like(self, array: Any) -> Any:  # noqa: D102
         with array.device:
             return cupy.empty_like(array)

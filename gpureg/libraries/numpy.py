@@ -35,6 +35,12 @@ class NumpyLibrary:
     def device(self, native: NDArray[Any]) -> str:  # noqa: ARG002, D102
         return "cpu"
 
+    def signatures(self, arrays: Sequence[Any]) -> list[Any]:  # noqa: D102
+        return [(array.shape, array.strides, array.dtype, array.flags.writeable) for array in arrays]
+
+    def addresses(self, arrays: Sequence[Any]) -> list[int]:  # noqa: D102
+        return [array.__array_interface__["data"][0] for array in arrays]
+
     def empty_like(self, array: Any) -> NDArray[Any]:  # noqa: D102
         return np.empty_like(np.asarray(array))  # a subclass is not asked: it may have its own idea of empty_like
 

@@ -1,0 +1,40 @@
+"""Which arrays might share memory: their spans, from the first byte to the last, and the pairs of spans that meet."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+def extent(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, int]:
+    """Return where an array begins and ends, in bytes from its first element; (0, 0) if it is empty.
+
+    >>> extent((3, 2), (-8, 4), 4)
+    (-16, 8)
+    """
+    if 0 in shape:
+        return 0, 0
+    steps = [stride * (length - 1) for stride, length in zip(strides, shape, strict=True)]
+    return sum(step for step in steps if step < 0), sum(step for step in steps if step > 0) + itemsize
+
+
+def meetings(starts: Ints, stops: Ints, written: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of spans that have a byte in common, of which one at least is written to.
+
+    >>> spans = np.array([[0, 8], [4, 12], [8, 9], [3, 3]]).T
+    >>> list(meetings(*spans, written=np.array([False, True, False, True])))
+    [(0, 1), (1, 2)]
+    """
+    order = np.argsort(starts, kind="stable")
+    order = order[stops[order] > starts[order]]
+    if not np.any(starts[order[1:]] < np.maximum.accumulate(stops[order])[:-1]):
+        return  # the usual case: no span meets any other
+    reaching: list[int] = []  # the spans that reach beyond the start of the one at hand
+    for index in order.tolist():
+        reaching = [other for other in reaching if stops[other] > starts[index]]
+        for other in reaching:
+            if written[other] or written[index]:
+                yield min(other, index), max(other, index)
+        reaching.append(index)

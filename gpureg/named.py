@@ -1,0 +1,66 @@
+"""Arrays by name, as models keep them: mappings, nested or not, and pairs; and whether they are still the same."""
+
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+
+class Named:
+    """Names and arrays in order, and the mappings they came from, if they did: to see when one is replaced."""
+
+    def __init__(self, given: Mapping[str, Any] | Iterable[tuple[str, Any]], what: str) -> None:
+        self._held: list[tuple[Mapping[str, Any], list[Any]]] = []  # each mapping and what it held
+        self.pairs: list[tuple[str, Any]] = []
+        pairs = self._flattened(given, "", what) if isinstance(given, Mapping) else _pairs(given, what)
+        seen: set[str] = set()
+        for name, array in pairs:
+            if name in seen:
+                raise ValueError(f"{what} has two arrays named {name!r}; each must have a name of its own")
+            seen.add(name)
+            self.pairs.append((name, array))
+
+    def _flattened(self, mapping: Mapping[str, Any], prefix: str, what: str) -> Iterator[tuple[str, Any]]:
+        items = list(mapping.items())
+        self._held.append((mapping, [value for _, value in items]))
+        for key, value in items:
+            name = f"{prefix}{_checked(key, what)}"
+            if isinstance(value, Mapping):
+                yield from self._flattened(value, f"{name}/", what)
+            else:
+                yield name, value
+
+    def is_current(self) -> bool:
+        """Return whether the mappings still hold the very same arrays; what came as pairs always is."""
+        return all(
+            len(mapping) == len(held) and all(map(operator.is_, mapping.values(), held)) for mapping, held in self._held
+        )
+
+
+def _pairs(given: Any, what: str) -> Iterator[tuple[str, Any]]:
+    try:
+        pairs = iter(given)
+    except TypeError:
+        raise TypeError(f"{what} must be a mapping or an iterable of (name, array), not {given!r:.200}") from None
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"{what} must be a mapping or an iterable of (name, array); one item is {pair!r:.200}")
+        yield _checked(pair[0], what), pair[1]
+
+
+def _checked(name: Any, what: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{what} has the name {name!r}; names must be strings")
+    return name
+
+
+def look_up(given: Any, names: list[str], what: str) -> list[Any]:
+    """Return the arrays of these names out of a mapping, nested or not, or pairs; an error lists what is missing."""
+    mapping = given if isinstance(given, Mapping) else dict(Named(given, what).pairs)
+    try:
+        return list(map(mapping.__getitem__, names))
+    except KeyError:
+        flat = dict(Named(mapping, what).pairs)
+    if missing := [name for name in names if name not in flat]:
+        listed = ", ".join(map(repr, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+        raise ValueError(f"{what} lacks {listed}; give None for a tensor that is to be left out")
+    return [flat[name] for name in names]
