@@ -66,6 +66,18 @@ def _address(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+def like(array: Array) -> Any:
+    """Return a copy of an array on the device with the same strides, as far from an aligned address."""
+    steps = [stride * (length - 1) for stride, length in zip(array.strides, array.shape, strict=True)]
+    low, high = sum(min(step, 0) for step in steps), sum(max(step, 0) for step in steps)
+    if not array.size:
+        low = high = 0
+    past = _address(array) % 16
+    memory = np.zeros(past + high - low + array.itemsize, np.uint8)
+    np.ndarray(array.shape, array.dtype, memory.data, past - low, array.strides)[...] = array
+    return cp.ndarray(array.shape, array.dtype, cp.asarray(memory).data + (past - low), array.strides)
+
+
 def shifted(array: Array, elements: int) -> Any:
     """Return a copy of a 1-d array on the device that begins so many elements past an aligned address."""
     room = cp.empty(array.size + elements, array.dtype)

@@ -153,11 +153,11 @@ def _captured_elsewhere(stream: Any, w: Any) -> tuple[Any, Any]:
     return capture(stream, lambda: regularizer(w))
 
 
-def test_several_tensors_are_refused_in_a_capture_and_the_next_call_is_right(stream: Any) -> None:
+def test_several_tensors_met_first_in_a_capture_are_refused_and_the_next_call_is_right(stream: Any) -> None:
     host = content("wide", 1000, "float32")
     leaves = [Leaf(cp.asarray(host), COEFFICIENTS) for _ in range(2)]
     stream.synchronize()
-    with pytest.raises(RuntimeError, match="captured"):
+    with pytest.raises(RuntimeError, match="make the same call once before"):
         capture(stream, lambda: run(cuda.backend, Mode.VALUE, leaves, RESULT))
     expected = run(backends.load("numpy"), Mode.VALUE, [Leaf(host, COEFFICIENTS) for _ in range(2)], RESULT)
     assert_same(run(cuda.backend, Mode.VALUE, leaves, RESULT).total, expected.total)

@@ -43,7 +43,7 @@ def check_together(tensors: list[Array], *, gradients_too: bool = True) -> None:
     """Assert that every pass over tensors in one call gives NumPy's bits."""
     result = np.dtype(np.float64)
     intos = [w.dtype if i % 3 else np.dtype(np.float32) for i, w in enumerate(tensors)]
-    for method in ("value", "value_and_gradient", "accumulate") if gradients_too else ("value",):
+    for mode in (Mode.VALUE, Mode.VALUE_AND_GRADIENT, Mode.ACCUMULATE) if gradients_too else (Mode.VALUE,):
         found, expected = [], []
         for i, (w, into) in enumerate(zip(tensors, intos, strict=True)):
             start = content("weights", w.size, into.name, seed=i)
@@ -51,12 +51,10 @@ def check_together(tensors: list[Array], *, gradients_too: bool = True) -> None:
             coefficients = COEFFICIENTS[i % len(COEFFICIENTS)]
             found.append(Leaf(shifted(w, offset), coefficients, shifted(start, offset)))
             expected.append(Leaf(w, coefficients, start))
-        on_device, on_host = (
-            getattr(on, method)(leaves, result) for on, leaves in ((cuda.backend, found), (NUMPY, expected))
-        )
+        on_device, on_host = run(cuda.backend, mode, found, result), run(NUMPY, mode, expected, result)
         assert_same(on_device.each, on_host.each)
         assert_same(on_device.total, on_host.total)
-        if method != "value":
+        if mode is not Mode.VALUE:
             for one, other in zip(found, expected, strict=True):
                 assert_same(one.gradient, other.gradient)
 
