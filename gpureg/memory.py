@@ -29,8 +29,8 @@ def meetings(starts: Ints, stops: Ints, written: NDArray[np.bool_]) -> Iterator[
     """
     order = np.argsort(starts, kind="stable")
     order = order[stops[order] > starts[order]]
-    if not np.any(starts[order[1:]] < np.maximum.accumulate(stops[order])[:-1]):
-        return  # the usual case: no span meets any other
+    if not np.any(starts[order[1:]] < stops[order[:-1]]):
+        return  # the usual case: no span meets the next, and so none any other
     reaching: list[int] = []  # the spans that reach beyond the start of the one at hand
     for index in order.tolist():
         reaching = [other for other in reaching if stops[other] > starts[index]]

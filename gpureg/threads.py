@@ -9,7 +9,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Work = TypeVar("Work")
@@ -106,8 +106,8 @@ if hasattr(os, "register_at_fork"):
 def share(work: Iterable[Work], worker: Callable[[Callable[[], Work | None]], None]) -> None:
     """Call `worker` in each of up to `get_num_threads()` threads, this one included, until all is done.
 
-    A worker is given a function that returns the next piece of work, or None when there is no more. When this returns
-    or raises, no worker is at work any more; what one raises ends the others after their piece.
+    A worker is given a function that returns the next piece of work, or None when there is no more. What one raises
+    ends the others after their piece, and is raised here when none is at work any more.
     """
     left = deque(work)
 
@@ -117,17 +117,23 @@ def share(work: Iterable[Work], worker: Callable[[Callable[[], Work | None]], No
         except IndexError:
             return None
 
+    def work_off() -> None:
+        try:
+            worker(take)
+        except BaseException:
+            left.clear()
+            raise
+
     others = min(_number, len(left)) - 1
     if others < 1:
         worker(take)
         return
-    futures = []
+    futures: list[Future[None]] = []
     try:
         executor = _pool.get(others)
-        futures = [executor.submit(worker, take) for _ in range(others)]
-        worker(take)
+        futures += [executor.submit(work_off) for _ in range(others)]
+        work_off()
     finally:
-        left.clear()  # nothing, unless something was raised here
         errors = [future.exception() for future in futures if not future.cancel()]
     for error in errors:
         if error is not None:

@@ -65,7 +65,7 @@ def check(
     penalty = Penalty(weights, list(made.regularizers.items()))
     penalty.set_strength(strength)
     leaves = made.leaves()
-    factors = {"strength": strength, "upstream": scale}
+    factors: dict[str, Any] = {"strength": strength, "upstream": scale}
     doubles, stored, added = [], {}, {name: np.array(grad) for name, grad in made.grads.items()}
     for name, own in leaves.items():
         w = made.weights[name]

@@ -78,7 +78,11 @@ def test_the_order_of_the_sum_is_that_of_the_weights() -> None:
 
 def test_an_empty_tensor_is_a_leaf_and_no_more() -> None:
     """pytorch#140066: an empty tensor in a list gave a wrong norm."""
-    weights = {"a": np.float32([3.0]), "nothing": np.zeros((0, 4), np.float32), "b": np.float32([4.0])}
+    weights = {
+        "a": np.array([3.0], np.float32),
+        "nothing": np.zeros((0, 4), np.float32),
+        "b": np.array([4.0], np.float32),
+    }
     penalty = Penalty(weights, L2(1.0))
     assert penalty() == 25.0
     assert penalty.losses() == {"a": 9.0, "nothing": 0.0, "b": 16.0}
@@ -110,7 +114,7 @@ def test_nothing_penalised_is_a_zero_of_the_weights_library() -> None:
 
 
 def test_mixed_dtypes_make_the_total_float64() -> None:
-    weights = {"a": np.float32([1.0]), "b": np.float64([0.1]), "c": np.float16([1.0])}
+    weights = {"a": np.array([1.0], np.float32), "b": np.array([0.1], np.float64), "c": np.array([1.0], np.float16)}
     assert isinstance(Penalty(weights, L1(1.0))(), np.float64)
     assert isinstance(Penalty(weights, {"b": None, "*": L1(1.0)})(), np.float32)
     assert [loss.dtype for loss in Penalty(weights, L1(1.0)).losses().values()] == ["f4", "f8", "f4"]
@@ -137,7 +141,9 @@ def test_nested_mappings_are_flattened() -> None:
 
 def test_pairs_and_iterators_of_pairs_are_taken() -> None:
     weights = arrays("a", "b")
-    for given_ in (weights, weights.items(), list(weights.items()), iter(weights.items()), [["a", weights["a"]]]):
+    pairs = list(weights.items())
+    ways: list[Any] = [weights, weights.items(), pairs, iter(pairs), list(map(list, pairs))]
+    for given_ in ways:
         penalty = Penalty(given_, L1(1.0))
         assert penalty() == penalty() > 0
         penalty.refresh()
@@ -311,13 +317,13 @@ def test_a_gradient_of_none_leaves_its_tensor_out() -> None:
 
 
 def test_the_total_of_what_is_there_has_the_dtype_of_that() -> None:
-    weights = {"a": np.float32([1.0]), "b": np.float64([1.0])}
+    weights = {"a": np.array([1.0], np.float32), "b": np.array([1.0], np.float64)}
     penalty = Penalty(weights, L1(1.0))
     assert isinstance(penalty.accumulate_grad({"a": np.zeros(1, np.float32), "b": None}), np.float32)
 
 
 def test_gradients_go_where_they_are_to() -> None:
-    weights = {"a": np.float16([1.0, -2.0]), "b": np.float64([3.0])}
+    weights = {"a": np.array([1.0, -2.0], np.float16), "b": np.array([3.0], np.float64)}
     penalty = Penalty(weights, L2(0.5))
     out = {"a": np.full(2, 9, np.float32), "b": np.full(1, 9.0)}
     total, found = penalty.value_and_grads(out, scale=2.0)

@@ -15,7 +15,7 @@ from gpureg import samples
 from gpureg.arithmetic import ROWS
 from gpureg.backends import Mode
 from gpureg.backends import numpy as numpy_backend
-from gpureg.backends.numpy import CHUNK, backend
+from gpureg.backends.numpy import CHUNK, NumpyPlan, backend
 from tests import reference
 from tests.helpers import (
     CONTENTS,
@@ -355,3 +355,13 @@ def test_a_numpy_that_adds_rows_in_another_order_gives_the_same_bits(
     monkeypatch.setattr(numpy_backend, "_reduces_in_order", numpy_backend._reduces_in_order.__wrapped__)
     for seed in range(8):
         check_sums(content("sparse", sizes(dtype)["3 * tile + 5"], dtype, seed=seed))
+
+
+def test_small_tensors_are_handed_to_threads_together() -> None:
+    """A thread is worth its while for a chunk: thousands of small tensors are a few pieces of work, large ones many."""
+    small = [Leaf(np.ones(100, np.float32), regularizer(BOTH).coefficients) for _ in range(1000)]
+    large = [Leaf(np.ones(3 * CHUNK + 1, np.float32), regularizer(BOTH).coefficients)]
+    work = NumpyPlan(small + large)._work  # type: ignore[arg-type]
+    assert sum(len(pieces) for pieces in work) == 1000 + 4
+    assert 10 <= len(work) <= 30
+    assert all(sum(piece.stop - piece.start for piece in pieces) <= CHUNK for pieces in work)

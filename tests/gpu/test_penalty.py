@@ -54,7 +54,6 @@ def test_a_captured_step_is_replayed_with_what_is_there_then() -> None:
             grad.fill(0)
         graph, total = capture(stream, lambda: penalty.accumulate_grad(grads, scale))
         _, other = capture(stream, penalty)
-        del penalty
         expected = {name: np.zeros_like(w) for name, w in host.items()}
         on_host = Penalty(host, BOTH)
         for step, (factor, upstream) in enumerate([(1.0, 1.0), (0.7, -3.0), (0.0, 2.0), (2.0, 1e-3)]):

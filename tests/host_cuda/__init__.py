@@ -1,4 +1,6 @@
-"""The CUDA kernels on the host: their source as it is, built with a C++ compiler and run thread by thread.
+"""The CUDA kernels on the host: their source, built with a C++ compiler and run thread by thread.
+
+It is as it is but for float16.cuh, whose instructions no host has; tests/kernels/test_nvrtc_gate.py looks at those.
 
 `launch` stands in for the driver's launch, with host memory for the device's. The simulator refuses what the device
 would answer with an error or with anything at all: threads that wait for one that never comes, shuffles without all
@@ -71,6 +73,12 @@ class Library:
         )
         if message:
             raise HostCudaError(message.decode())
+
+    def vectors(self) -> dict[int, int]:
+        """Return how many vectors of 16 and of 8 bytes the last launch read and wrote, whatever else it did."""
+        counts = (ctypes.c_uint64 * 2)()
+        self._library.host_cuda_moved_vectors(counts)
+        return {16: counts[0], 8: counts[1]}
 
     def convert(self, function: str, source: NDArray[Any], target: NDArray[Any]) -> None:
         """Run "load" or "store" of kernels/element.cuh over arrays, whose 16-bit dtype is the name's second part."""

@@ -55,6 +55,9 @@ __forceinline__ To bits_as(From from) {
   return to;
 }
 
+// How many vectors of 16 and of 8 bytes this launch moved. Threads of the system count each their own, for no one.
+extern HOST_CUDA_OWN uint64_t moved_vectors[2];
+
 // The device refuses a vector that does not lie at a multiple of its size.
 template <class Vector>
 __forceinline__ void copy_vector(Vector* to, const Vector* from) {
@@ -66,6 +69,7 @@ __forceinline__ void copy_vector(Vector* to, const Vector* from) {
     }
   }
   memcpy(static_cast<void*>(to), static_cast<const void*>(from), sizeof(Vector));
+  ++moved_vectors[sizeof(Vector) == 8];
 }
 
 }  // namespace host

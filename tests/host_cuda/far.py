@@ -1,7 +1,7 @@
 """Tensors of more than 2**32 elements, in memory that is there only where it is written.
 
-A few groups of their tiles are run, among them the last. The rest of the call is as its other blocks would have left it
-if all their weights were zero.
+They are not run whole: a few groups of their tiles are, the first and the last among them. The rest of the call is as
+its other blocks would have left it if all their weights were zero, and its pages are reserved and never touched.
 """
 
 import mmap
@@ -34,34 +34,38 @@ class Far:
         self.tile = arithmetic.tile_size(self.dtype.itemsize)
         self.size = 2**32 + 2 * self.tile + 77
         self.tiles = 2**32 // self.tile + 3
-        # A whole group where a signed offset of 32 bits turns negative, and the last, ragged one.
+        # In the first group what is left needs more than 32 bits, and cut to these it is 77 from the third tile on. An
+        # offset of 32 bits turns negative in the second group, and is 0 once more in the last, ragged one.
         middle, end = 2**31 // self.tile, 2**32 // self.tile
+        assert group >= 3
         assert middle % group == end % group == 0
-        self.blocks = [*range(middle, middle + group), *range(end, self.tiles)]
+        self.blocks = [*range(group), *range(middle, middle + group), *range(end, self.tiles)]
         self.groups = -(-self.tiles // group)
-        self.parts = slice(2**31, 2**31 + group * self.tile), slice(2**32, self.size)
+        whole = group * self.tile
+        self.parts = slice(0, whole), slice(2**31, 2**31 + whole), slice(2**32, self.size)
 
-    def reserve(self, dtype: str, contents: str) -> Array:
-        """Return zeros but in the parts that are run."""
+    def reserve(self, dtype: str, contents: str, offset: int) -> Array:
+        """Return zeros but in the parts that are run, so many elements past alignment."""
         kind = DTYPES[dtype]
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
-        array = np.frombuffer(mmap.mmap(-1, self.size * kind.itemsize, flags=flags), kind)
+        array = np.frombuffer(mmap.mmap(-1, (offset + self.size) * kind.itemsize, flags=flags), kind)[offset:]
         for seed, part in enumerate(self.parts):
             array[part] = content(contents, part.stop - part.start, dtype, seed)
         return array
 
 
-def check_pass(kernels: Library, weights: str, into: str) -> None:
-    """Assert the bits of a value and an accumulated gradient of the far parts."""
+def check_pass(kernels: Library, weights: str, into: str, offset: int = 0) -> None:
+    """Assert the bits of a value and an accumulated gradient of the parts that are run."""
     group = kernels.build.row_bytes // 16
     far = Far(weights, group)
-    w, gradient = far.reserve(weights, "weights"), far.reserve(into, "wide")
+    w, gradient = far.reserve(weights, "weights", offset), far.reserve(into, "wide", offset)
     sums, gradients = [], [gradient[part].copy() for part in far.parts]
     for part, added in zip(far.parts, gradients, strict=True):
         run(numpy_backend, Mode.ACCUMULATE, [Leaf(w[part], COEFFICIENTS, added)], DTYPES["float64"])
         ones = [Leaf(w[part], Coefficients(*one)) for one in ((1.0, 0.0, 0.0), (0.0, 1.0, 2.0))]
         sums.append(run(numpy_backend, Mode.VALUE, ones, DTYPES["float64"]).each)
-    expected = arithmetic.penalty(COEFFICIENTS, 1.0, *(sums[0] + sums[1]))  # with zeros in between, and after
+    # With zeros in between and after: the first two groups meet in the half of the tree that the last is not in.
+    expected = arithmetic.penalty(COEFFICIENTS, 1.0, *(sums[0] + sums[1] + sums[2]))
 
     tile_sums, group_sums = np.full((far.tiles, 2), np.nan), np.zeros((far.groups, 2))
     counters, results = np.zeros(far.groups + 2, np.uint32), np.full(6, np.nan)
@@ -87,10 +91,10 @@ def check_pass(kernels: Library, weights: str, into: str) -> None:
         assert np.array_equal(bits(gradient[part]), bits(added))
 
 
-def check_proximal(kernels: Library, weights: str) -> None:
-    """Assert the bits of a proximal step on the far parts."""
-    far = Far(weights, group=1)
-    moved = far.reserve(weights, "weights")
+def check_proximal(kernels: Library, weights: str, offset: int = 0) -> None:
+    """Assert the bits of a proximal step on the parts that are run."""
+    far = Far(weights, group=4)
+    moved = far.reserve(weights, "weights", offset)
     expected = [moved[part].copy() for part in far.parts]
     for numbers in expected:
         numpy_backend.proximal([backends.Leaf(numbers, COEFFICIENTS)], 0.1)

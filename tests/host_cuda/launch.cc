@@ -10,6 +10,9 @@ HOST_CUDA_OWN Index threadIdx, blockIdx;
 Index blockDim, gridDim;
 
 namespace host {
+
+HOST_CUDA_OWN uint64_t moved_vectors[2];
+
 namespace {
 
 std::vector<const Kernel*>& registered() {
@@ -67,8 +70,14 @@ HOST_CUDA_EXPORT const char* host_cuda_launch(const char* name, unsigned grid, c
     blockDim = {copies[0]->threads, 1, 1};
     std::vector<uint64_t> aligned((size + 7) / 8);  // as the kernel's parameters are
     memcpy(aligned.data(), argument, size);
+    memset(host::moved_vectors, 0, sizeof(host::moved_vectors));
     host::run_blocks(copies, aligned.data(), order, random);
   }
   memcpy(result, host::message, sizeof(result));
   return result;
+}
+
+// Tell how many vectors of 16 and of 8 bytes the last launch moved between memory and a kernel's own variables.
+HOST_CUDA_EXPORT void host_cuda_moved_vectors(uint64_t counts[2]) {
+  memcpy(counts, host::moved_vectors, sizeof(host::moved_vectors));
 }

@@ -10,10 +10,12 @@ import pytest
 from gpureg import compiler
 from gpureg.arithmetic import Coefficients
 from gpureg.backends import Mode
+from gpureg.compiler import penalty_pass
 from tests.host_cuda import Build, HostCudaError, far, library, sanitized
 from tests.host_cuda.backend import HostBackend
 from tests.host_cuda.building import Variant
 from tests.host_cuda.cases import Calls, Case, Tensor, check
+from tests.kernels.test_host_offsets import check_words_of_pass, check_words_of_step
 
 VALUE, GRADIENT, ACCUMULATE = (Mode.VALUE,), (Mode.GRADIENT,), (Mode.ACCUMULATE,)
 
@@ -387,21 +389,103 @@ def test_what_is_left_behind_is_seen(case: Seen, tmp_path: Path) -> None:
         case.calls.check(library(Build(kernels=case.calls.kernels(), folder=tmp_path)))
 
 
-# Offsets of 32 bits --------------------------------------------------------------------------------------------------
+# Sizes of 32 bits ----------------------------------------------------------------------------------------------------
+
+SHORT_OF_PASS = [
+    pytest.param(
+        "static_cast<unsigned long long>(tile) * TILE",
+        "tile * TILE",
+        0,
+        id="where a tile begins",
+    ),
+    pytest.param(
+        "left = tensor.size - start",
+        "left = static_cast<unsigned>(tensor.size - start)",
+        0,
+        id="what is left",
+    ),
+    pytest.param(
+        "static_cast<int>(left < TILE ? left : TILE)",
+        "static_cast<int>(static_cast<unsigned>(left) < TILE ? left : TILE)",
+        1,
+        id="what is left of a misaligned tensor",
+    ),
+]
 
 
-def test_an_offset_of_32_bits_in_a_pass_is_seen(tmp_path: Path) -> None:
-    Fault("penalty.cu", "static_cast<unsigned long long>(tile) * TILE", "tile * TILE").plant(tmp_path)
+@pytest.mark.parametrize(("right", "wrong", "offset"), SHORT_OF_PASS)
+def test_32_bits_are_seen_to_be_too_few_in_a_pass(right: str, wrong: str, offset: int, tmp_path: Path) -> None:
+    Fault("penalty.cu", right, wrong).plant(tmp_path)
     kernels = ("penalty_pass<Half, float, ACCUMULATE, true, true>",)
     with pytest.raises(AssertionError):
-        far.check_pass(library(Build(kernels=kernels, folder=tmp_path)), "float16", "float32")
+        far.check_pass(library(Build(kernels=kernels, folder=tmp_path)), "float16", "float32", offset)
 
 
-def test_an_offset_of_32_bits_in_a_step_is_seen(tmp_path: Path) -> None:
-    Fault("proximal.cu", "static_cast<unsigned long long>(blockIdx.x) * TILE", "blockIdx.x * TILE").plant(tmp_path)
+SHORT_OF_STEP = [
+    pytest.param(
+        "static_cast<unsigned long long>(blockIdx.x) * TILE",
+        "blockIdx.x * TILE",
+        0,
+        id="where a tile begins",
+    ),
+    pytest.param(
+        "left = step.size - start",
+        "left = static_cast<unsigned>(step.size - start)",
+        0,
+        id="what is left",
+    ),
+    pytest.param(
+        "static_cast<int>(left < TILE ? left : TILE)",
+        "static_cast<int>(static_cast<unsigned>(left) < TILE ? left : TILE)",
+        1,
+        id="what is left of a misaligned tensor",
+    ),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "offset"), SHORT_OF_STEP)
+def test_32_bits_are_seen_to_be_too_few_in_a_step(right: str, wrong: str, offset: int, tmp_path: Path) -> None:
+    Fault("proximal.cu", right, wrong).plant(tmp_path)
     kernels = ("proximal_step<Half>",)
     with pytest.raises(AssertionError):
-        far.check_proximal(library(Build(kernels=kernels, folder=tmp_path)), "float16")
+        far.check_proximal(library(Build(kernels=kernels, folder=tmp_path)), "float16", offset)
+
+
+# Whole tiles that are not taken in words -----------------------------------------------------------------------------
+
+SLOW_PASSES = [
+    pytest.param("if (aligned && left >= TILE)", "if (aligned && left > tensor.size)", id="never"),
+    pytest.param("if (aligned && left >= TILE)", "if (aligned && left > TILE)", id="not the last one"),
+    pytest.param("if (aligned && left >= TILE)", "if (aligned && !call.tensors && left >= TILE)", id="not of a table"),
+    pytest.param(
+        "reinterpret_cast<unsigned long long>(gradient)) % 16",
+        "reinterpret_cast<unsigned long long>(gradient)) % 32",
+        id="not at every multiple of 16 bytes",
+    ),
+]
+
+
+@pytest.mark.parametrize("mode", [Mode.VALUE, Mode.ACCUMULATE], ids=lambda mode: mode.name)
+@pytest.mark.parametrize(("right", "wrong"), SLOW_PASSES)
+def test_a_pass_without_words_is_seen(right: str, wrong: str, mode: Mode, tmp_path: Path) -> None:
+    Fault("penalty.cu", right, wrong).plant(tmp_path)
+    kernels = (penalty_pass("float32", "float32", mode, l1=True, l2=True),)
+    with pytest.raises(AssertionError):
+        check_words_of_pass(library(Build(kernels=kernels, folder=tmp_path)), mode, "float32", "float32")
+
+
+SLOW_STEPS = [
+    pytest.param("% 16 == 0 && left >= TILE", "% 16 == 0 && left > step.size", id="never"),
+    pytest.param("% 16 == 0 && left >= TILE", "% 16 == 0 && left > TILE", id="not the last one"),
+    pytest.param("% 16 == 0", "% 32 == 0", id="not at every multiple of 16 bytes"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong"), SLOW_STEPS)
+def test_a_step_without_words_is_seen(right: str, wrong: str, tmp_path: Path) -> None:
+    Fault("proximal.cu", right, wrong).plant(tmp_path)
+    with pytest.raises(AssertionError):
+        check_words_of_step(library(Build(kernels=("proximal_step<float>",), folder=tmp_path)), "float32")
 
 
 # What only a sanitizer sees ------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ def test_every_kernel_keeps_its_promises(architecture: str, tmp_path_factory: py
 
 SUMS = penalty_pass("float32", "float32", Mode.VALUE, l1=True, l2=True)
 GRADIENT = penalty_pass("float32", "float32", Mode.GRADIENT, l1=True, l2=True)
+HALF = penalty_pass("float16", "float16", Mode.ACCUMULATE, l1=True, l2=True)
 
 
 class Plant(NamedTuple):
@@ -50,6 +51,8 @@ FETCH_ADD = "__nv_atomic_fetch_add(counter, parts, __NV_ATOMIC_ACQ_REL, __NV_THR
 RELAXED_LOAD = """__longlong_as_double(__nv_atomic_load_n(
       reinterpret_cast<long long*>(from), __NV_ATOMIC_RELAXED, __NV_THREAD_SCOPE_DEVICE))"""
 LOADED = "load_relaxed(sums + i)"
+TO_HALF, OF_HALF = "cvt.rn.f16.f32 %0", "cvt.f32.f16 %0"
+INSTRUCTION = 'asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));'
 
 PLANTS = {
     "flush to zero": Plant(GRADIENT, "flushes to zero", options=option("--ftz=false", "--ftz=true")),
@@ -63,6 +66,29 @@ PLANTS = {
     "approximate division": Plant(
         proximal_step("float32"), "approximates", options=option("--prec-div=true", "--prec-div=false")
     ),
+    "float16 rounded to zero": Plant(HALF, "conversion: cvt.rz", "float16.cuh", TO_HALF, "cvt.rz.f16.f32 %0"),
+    "float16 rounded up": Plant(HALF, "conversion: cvt.rp", "float16.cuh", TO_HALF, "cvt.rp.f16.f32 %0"),
+    "float16 between 0 and 1": Plant(HALF, "conversion: cvt.rn.sat", "float16.cuh", TO_HALF, "cvt.rn.sat.f16.f32 %0"),
+    "float16 of flushed numbers": Plant(
+        HALF, "conversion: cvt.rn.ftz", "float16.cuh", TO_HALF, "cvt.rn.ftz.f16.f32 %0"
+    ),
+    "float16 loaded between 0 and 1": Plant(
+        HALF, "conversion: cvt.sat", "float16.cuh", OF_HALF, "cvt.sat.f32.f16 %0"
+    ),
+    "float16 of the wrong bits": Plant(
+        HALF, "conversion: no cvt.rn.f16.f32", "float16.cuh", INSTRUCTION, "bits = __float_as_uint(value) >> 13;"
+    ),
+    "float16 by another instruction, proximal": Plant(
+        proximal_step("float16"), "conversion: cvt.rz", "float16.cuh", TO_HALF, "cvt.rz.f16.f32 %0"
+    ),
+    "float32 rounded to zero": Plant(
+        penalty_pass("float64", "float32", Mode.GRADIENT, l1=True, l2=True),
+        "conversion: cvt.rz", "element.cuh", "to = static_cast<float>(x)", "to = __double2float_rz(x)",
+    ),
+    "coefficients rounded down": Plant(
+        GRADIENT, "conversion: cvt.rm", "penalty.cu",
+        "static_cast<C>(tensor.l1 * strength * upstream)", "__double2float_rd(tensor.l1 * strength * upstream)",
+    ),
     "half a warp shuffles": Plant(SUMS, "shuffle mask", "tree.cuh", "0xffffffffu, mine.abs", "0xffffu, mine.abs"),
     "who is there shuffles": Plant(
         SUMS, "shuffle mask", "tree.cuh", "0xffffffffu, mine.abs", "__activemask(), mine.abs"
@@ -73,7 +99,8 @@ PLANTS = {
         SUMS, "ticket", "tree.cuh", FETCH_ADD, FETCH_ADD.replace("SCOPE_DEVICE", "SCOPE_BLOCK")
     ),
     "a costly fence": Plant(
-        SUMS, "ticket: a fence", "tree.cuh", "    shared.ticket = __nv", "    __threadfence();\n    shared.ticket = __nv"
+        SUMS, "ticket: a fence", "tree.cuh",
+        "    shared.ticket = __nv", "    __threadfence();\n    shared.ticket = __nv",
     ),
     "a level without a ticket": Plant(SUMS, "ticket: 2 atomics", "penalty.cu", "if (groups > 1)", "if (false)"),
     "partial sums through the read-only cache": Plant(
