@@ -1,8 +1,7 @@
 """From a public call to the launch: the CUDA backend as it is, over a CuPy whose GPU runs the kernels on the host."""
 
 import threading
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,31 +10,15 @@ from numpy.typing import NDArray
 
 import gpureg
 from gpureg import backends, compiler, driver, selftest
-from gpureg.arithmetic import Coefficients, tile_size
-from gpureg.backends import Mode, cuda
-from gpureg.compiler import Kernel
+from gpureg.arithmetic import tile_size
+from gpureg.backends import cuda
 from gpureg.driver import Driver
-from tests import helpers, host_cuda
+from tests import helpers
 from tests.helpers import DTYPES, Array, content, gradient_dtypes, raw
-from tests.kernels.fake_cupy import Device, FakeCupy, installed
-from tests.passes import Leaf, run
+from tests.kernels.fake_cupy import Device, FakeCupy, Stream, on_device, read_only
 
 REG = gpureg.L1L2(l1=0.3, l2=0.7)
 NUMPY = backends.load("numpy")
-
-
-@pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCupy]:
-    def compiled(name: str, architecture: str) -> Kernel:
-        assert name in compiler.KERNELS
-        assert architecture == "sm_90"
-        return Kernel(name.encode(), f"symbol of {name}")
-
-    monkeypatch.setattr(compiler, "compile", compiled)
-    monkeypatch.setattr(compiler, "unusable", lambda: None)
-    monkeypatch.setattr(driver, "find", lambda: Driver((13, 0), ("NVIDIA H200", "NVIDIA H200")))
-    with installed(FakeCupy(host_cuda.launch)) as fake:
-        yield fake
 
 
 LAYOUTS: dict[str, Callable[[Array], Array]] = {
@@ -49,40 +32,30 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def on_device(cupy: FakeCupy, array: Array) -> Any:
-    """Return a device array of the same contents and strides."""
-    lowest = sum(min(0, stride * (length - 1)) for stride, length in zip(array.strides, array.shape, strict=True))
-    highest = sum(max(0, stride * (length - 1)) for stride, length in zip(array.strides, array.shape, strict=True))
-    past = array.ctypes.data % 16  # as far from what a vector of 16 bytes needs as the array's own elements
-    memory = cupy.empty(past + highest - lowest + array.itemsize, np.uint8)
-    view = cupy.ndarray(array.shape, array.dtype, memory[past - lowest :].data, array.strides)
-    view.view(f"u{array.itemsize}")[...] = raw(array)
-    return view
-
-
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_public_calls_have_numpys_bits_whatever_the_layout(cupy: FakeCupy, dtype: str, layout: Any) -> None:
     w: Array = layout(content("wide", 30 * 40 * 21, dtype).reshape(30, 40, 21))
     device = on_device(cupy, w)
-    for mine, theirs in [
-        (REG(device), REG(w)),
-        (REG.activity(device), REG.activity(w)),
-        (REG.grad(device), REG.grad(w)),
-        *zip(REG.value_and_grad(device), REG.value_and_grad(w), strict=True),
-        (gpureg.l1_loss(device, dtype="float64"), gpureg.l1_loss(w, dtype="float64")),
-        (gpureg.l2_loss(device, dtype="bfloat16"), gpureg.l2_loss(w, dtype="bfloat16")),
-    ]:
-        assert isinstance(mine, cupy.ndarray)
-        assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
-        assert np.array_equal(raw(mine.get()), raw(theirs))
-    for into in gradient_dtypes(dtype):
-        for other in LAYOUTS.values():
-            grad: Array = other(content("weights", w.size, into, seed=1).reshape(w.shape))
-            device_grad, grad = on_device(cupy, grad), grad.copy()
-            value = REG.accumulate_grad(device, device_grad)
-            assert raw(value.get()) == raw(REG.accumulate_grad(w, grad))
-            assert np.array_equal(raw(device_grad.get()), raw(grad))
+    with read_only(device):
+        for mine, theirs in [
+            (REG(device), REG(w)),
+            (REG.activity(device), REG.activity(w)),
+            (REG.grad(device), REG.grad(w)),
+            *zip(REG.value_and_grad(device), REG.value_and_grad(w), strict=True),
+            (gpureg.l1_loss(device, dtype="float64"), gpureg.l1_loss(w, dtype="float64")),
+            (gpureg.l2_loss(device, dtype="bfloat16"), gpureg.l2_loss(w, dtype="bfloat16")),
+        ]:
+            assert isinstance(mine, cupy.ndarray)
+            assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
+            assert np.array_equal(raw(mine.get()), raw(theirs))
+        for into in gradient_dtypes(dtype):
+            for other in LAYOUTS.values():
+                grad: Array = other(content("weights", w.size, into, seed=1).reshape(w.shape))
+                device_grad, grad = on_device(cupy, grad), grad.copy()
+                value = REG.accumulate_grad(device, device_grad)
+                assert raw(value.get()) == raw(REG.accumulate_grad(w, grad))
+                assert np.array_equal(raw(device_grad.get()), raw(grad))
     assert REG.prox_(device, 0.01) is device
     assert np.array_equal(raw(device.get()), raw(REG.prox_(w.copy(), 0.01)))
 
@@ -113,41 +86,6 @@ def test_the_self_test_passes(cupy: FakeCupy) -> None:
             assert digest == known[name], name
 
 
-def leaves_of(seed: int, count: int) -> list[Leaf]:
-    """Return tensors of all dtypes, some of them empty, with gradients."""
-    rng = np.random.default_rng(seed)
-    leaves = []
-    for i in range(count):
-        dtype = list(DTYPES)[rng.integers(4)]
-        into = gradient_dtypes(dtype)[rng.integers(len(gradient_dtypes(dtype)))]
-        size = int(rng.choice([0, 1, 100, tile_size(4), 40_000]))
-        weights, gradient = content("wide", size, dtype, seed=i), content("weights", size, into, seed=i)
-        leaves.append(Leaf(weights, Coefficients(rng.integers(0, 3) / 8, rng.integers(0, 3) / 8, 0.3), gradient))
-    return leaves
-
-
-@pytest.mark.parametrize("count", [2, 3, 40, 200])
-def test_many_tensors_are_one_launch_for_each_pair_of_dtypes(cupy: FakeCupy, count: int) -> None:
-    leaves = leaves_of(count, count)
-    backend, double = backends.load("cuda"), np.dtype(np.float64)
-    device = [leaf._replace(weights=cupy.array(leaf.weights), gradient=cupy.array(leaf.gradient)) for leaf in leaves]
-    strength, upstream = (cupy.array(np.float64(factor)) for factor in (0.7, -3.0))
-    mine = run(backend, Mode.ACCUMULATE, device, double, strength=strength, upstream=upstream)
-    theirs = run(NUMPY, Mode.ACCUMULATE, leaves, double, strength=0.7, upstream=-3.0)
-    assert raw(mine.total.get()) == raw(theirs.total)
-    assert np.array_equal(raw(mine.each.get()), raw(theirs.each))
-    for one, other in zip(device, leaves, strict=True):
-        assert np.array_equal(raw(one.gradient.get()), raw(other.gradient))
-    assert len(cupy.launches) == len({(leaf.weights.dtype, leaf.gradient.dtype) for leaf in leaves})
-
-
-def test_no_tensor_at_all_is_zero(cupy: FakeCupy) -> None:
-    values = run(backends.load("cuda"), Mode.VALUE, [], np.dtype(np.float32))
-    assert values.total.get() == 0
-    assert values.each.size == 0
-    assert cupy.launches == []
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_scratch_is_a_thousandth_of_the_weights(cupy: FakeCupy, dtype: str) -> None:
     w = cupy.array(content("weights", 2**23 // DTYPES[dtype].itemsize, dtype))
@@ -167,21 +105,26 @@ def test_counters_are_kept_by_device_and_stream_and_thread(cupy: FakeCupy) -> No
     assert list(kept) == [(0, 0, 0)]
     REG(w)
     assert cuda._Stream._counters == kept  # the very same
-    cupy.stream.ptr = 77
+    cupy.stream = Stream(77)
     REG(w)
     with Device(1):
         far = cupy.array(np.ones(10, np.float32))
     REG(far)  # the current device is another
     assert list(cuda._Stream._counters) == [(0, 0, 0), (0, 77, 0), (1, 77, 0)]
-    assert not any(np.asarray(each).any() for each in cuda._Stream._counters.values())
+    assert not any(each.get().any() for each in cuda._Stream._counters.values())
 
 
 def test_the_default_stream_of_each_thread_has_its_own_counters(cupy: FakeCupy) -> None:
     w = cupy.array(np.ones(10, np.float32))
-    cupy.stream.ptr = 2  # which is the same in all threads
+    cupy.stream = Stream(2)  # which is the same in all threads
     found: list[dict[tuple[int, ...], Any]] = []
+
+    def call() -> None:
+        REG(w)
+        found.append(cuda._thread.counters)
+
     for _ in range(3):
-        thread = threading.Thread(target=lambda: (REG(w), found.append(cuda._thread.counters)))
+        thread = threading.Thread(target=call)
         thread.start()
         thread.join()
     assert [[key[:2] for key in counters] for counters in found] == 3 * [[(0, 2)]]
@@ -189,32 +132,71 @@ def test_the_default_stream_of_each_thread_has_its_own_counters(cupy: FakeCupy) 
     assert cuda._Stream._counters == {}
 
 
-def test_counters_of_a_failed_launch_are_forgotten(cupy: FakeCupy) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_counters_of_a_failed_launch_are_forgotten(cupy: FakeCupy, error: type[BaseException]) -> None:
     w = cupy.array(np.ones(10, np.float32))
     REG(w)
 
     def fail(*_: Any) -> None:
-        raise RuntimeError("the launch failed")
+        raise error("the launch failed")
 
     cupy.launch, right = fail, cupy.launch
-    with pytest.raises(RuntimeError, match="the launch failed"):
+    with pytest.raises(error, match="the launch failed"):
         REG(w)
     assert cuda._Stream._counters == {}
     cupy.launch = right
     assert REG(w).get() == REG(np.ones(10, np.float32))
 
 
-def test_a_captured_call_keeps_memory_of_its_own(cupy: FakeCupy) -> None:
-    w, grad = (cupy.array(np.ones((50, 70), np.float32)) for _ in range(2))
-    cupy.stream = SimpleNamespace(ptr=5, is_capturing=lambda: True)
-    REG.accumulate_grad(w[:, ::2], grad[:, ::2])
+def test_each_device_gets_kernels_of_its_own_architecture(cupy: FakeCupy) -> None:
+    host = content("weights", 5000, "float32")
+    with Device(1):
+        far = cupy.array(host)
+    for w in (cupy.array(host), far, cupy.array(host)):
+        value, grad = REG.value_and_grad(w)
+        assert grad.device.id == w.device.id
+        assert raw(value.get()) == raw(REG(host))
+        assert np.array_equal(raw(grad.get()), raw(REG.grad(host)))
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_all_passes_run_on_the_device_of_the_weights(cupy: FakeCupy, step: int) -> None:
+    host = content("weights", 5000, "float32")
+    with Device(1):
+        w, grad = cupy.array(host)[::step], cupy.zeros(5000, np.float32)[::step]
+    with read_only(w):
+        REG.accumulate_grad(w, grad)
+    assert REG.prox_(w, 0.01) is w
+    assert np.array_equal(raw(grad.get()), raw(REG.grad(host[::step])))
+    assert np.array_equal(raw(w.get()), raw(REG.prox_(host.copy()[::step], 0.01)))
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_captured_call_keeps_all_that_its_replays_use(cupy: FakeCupy, dtype: str, step: int) -> None:
+    size = 4 * tile_size(DTYPES[dtype].itemsize) + 10
+    hosts = [content("wide", size, dtype, seed=seed)[::step] for seed in range(2)]
+    w, grad, moved = (on_device(cupy, hosts[0]) for _ in range(3))
+    out = on_device(cupy, content("weights", size, "float32")[::step])
+    with cupy.capture() as graph:
+        value = REG.accumulate_grad(w, grad)
+        rounded = gpureg.l1_loss(w, dtype="bfloat16")
+        gpureg.l2_loss(w, dtype="bfloat16")  # which nobody wants to know
+        REG.grad(w, out)
+        REG.prox_(moved, 0.01)
+    assert cupy.launches == []
     assert cuda._Stream._counters == {}  # a graph's counters are its own
-    assert len(cuda._Stream._captured) == 5  # copies of both, results, scratch with counters, total
-    gpureg.l1_loss(w, dtype="bfloat16")
-    assert cuda._Stream._captured[-1].dtype == "bfloat16"  # rounded in the graph, and so written by each replay
-    leaf = Leaf(w, Coefficients(1.0, 0.0, 0.0))
-    with pytest.raises(RuntimeError, match="tables of several tensors cannot be copied"):
-        run(backends.load("cuda"), Mode.VALUE, [leaf, leaf], np.dtype(np.float32))
+    sums, shrunk = hosts[0].copy(), hosts[0].copy()
+    for host in (*hosts, hosts[0]):
+        w[...] = cupy.array(host)
+        REG(w)  # which may use what nobody keeps
+        with read_only(w):
+            graph.replay()
+        assert raw(value.get()) == raw(REG.accumulate_grad(host, sums))
+        assert raw(rounded.get()) == raw(gpureg.l1_loss(host, dtype="bfloat16"))
+        for mine, theirs in ((grad, sums), (out, REG.grad(host, np.zeros(host.shape, np.float32)))):
+            assert np.array_equal(raw(mine.get()), raw(theirs))
+        assert np.array_equal(raw(moved.get()), raw(REG.prox_(shrunk, 0.01)))
 
 
 def test_what_cannot_be_used_says_why(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +233,7 @@ def test_arrays_that_share_memory_are_refused(cupy: FakeCupy) -> None:
 def misaligned(cupy: FakeCupy, array: NDArray[Any]) -> Any:
     """Return a device array at an address that is no multiple of 16 bytes."""
     view = cupy.empty(array.size + 1, array.dtype)[1:]
-    np.copyto(view, array)
+    view[...] = cupy.array(array)
     return view
 
 
