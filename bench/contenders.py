@@ -23,9 +23,7 @@ def contenders(case: Case) -> list[Contender]:
     """Return all that run in a case."""
     mode = case.mode
     plain = {"nothing": _plain_values, "store": _plain_store, "add": _plain_add}[mode.write]
-    limits = {"nothing": _read_limits, "store": _copy_limits, "add": _add_limits}[mode.write]
-    cores = core_count() if case.elements * case.itemsize >= WORTH_THREADS and xp.__name__ == "numpy" else 1
-    return [_gpureg(mode), *plain(mode), *limits(cores)]
+    return [_gpureg(mode), *plain(mode), *limits(case)]
 
 
 # gpureg and the plain expressions
@@ -168,6 +166,13 @@ def _gradient_in_place(w: Any, s: Any, mode: Mode) -> Any:
 
 
 # The memory limit: plain passes over as many bytes, the fastest of which it is; on one core, and cut for all
+
+
+def limits(case: Case) -> list[Contender]:
+    """Return the plain passes that run in a case."""
+    passes = {"nothing": _read_limits, "store": _copy_limits, "add": _add_limits}[case.mode.write]
+    cores = core_count() if case.elements * case.itemsize >= WORTH_THREADS and xp.__name__ == "numpy" else 1
+    return passes(cores)
 
 
 def _read_limits(cores: int) -> list[Contender]:

@@ -11,7 +11,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -24,6 +24,22 @@ ROUND_SECONDS = 1e-3
 
 MAX_ROUNDS = 200
 """More rounds than this tell nothing new about the percentiles in a report."""
+
+class Clock:
+    """A clock that stands still but where a replayed round turns it on."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def now(self) -> float:
+        return self._now
+
+    def turn(self, seconds: float) -> None:
+        self._now += seconds
+
+
+CLOCK = Clock()
+"""The clock of pytest-benchmark."""
 
 Stopwatch = Callable[[Callable[[], Any], int], float]
 """Call a function so many times and return the seconds of one call."""
@@ -38,6 +54,14 @@ class Race(NamedTuple):
 
     seconds: dict[str, list[float]]
     calls: dict[str, int]
+
+
+def replay(benchmark: Any, result: Race, name: str, group: str, facts: dict[str, Any]) -> None:
+    """Tell pytest-benchmark, whose clock is CLOCK, what a race measured of a contender, and facts about it."""
+    benchmark.group = group
+    benchmark.extra_info.update(facts | {"contender": name, "calls": result.calls[name]})
+    rounds = iter(result.seconds[name])
+    benchmark.pedantic(lambda: CLOCK.turn(next(rounds)), rounds=len(result.seconds[name]))
 
 
 def stopwatch(module: ModuleType) -> Stopwatch:
@@ -79,17 +103,21 @@ def race(case: Case, seconds: float, least_rounds: int) -> Race:
     for contender in field:
         check(case, contender)
     sets = inputs(case.dtype, case.elements).sets
-    runs = {each.name: [functools.partial(each.run, arrays) for arrays in sets] for each in field}
+    return timed({each.name: [functools.partial(each.run, one) for one in sets] for each in field}, seconds, least_rounds)
+
+
+def timed(runs: Mapping[str, Sequence[Callable[[], Any]]], seconds: float, least_rounds: int) -> Race:
+    """Time contenders in turn, each by name with what runs it on each set of arrays; they have been checked."""
     watch = stopwatch(xp)
     calls = {name: _calls(watch, run[0]) for name, run in runs.items()}
     result = Race({name: [] for name in runs}, calls)
     turn = itertools.count()
-    end = time.perf_counter() + seconds * len(field)
+    end = time.perf_counter() + seconds * len(runs)
     for number in range(max(MAX_ROUNDS, least_rounds)):
         if number >= least_rounds and time.perf_counter() > end:
             break
         for name in random.Random(number).sample(list(runs), len(runs)):
-            run = runs[name][next(turn) % len(sets)]
+            run = runs[name][next(turn) % len(runs[name])]
             result.seconds[name].append(watch(run, calls[name]))
     return result
 

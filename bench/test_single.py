@@ -10,7 +10,7 @@ import pytest
 from bench.cases import MODES, Case, Contender, Mode
 from bench.contenders import contenders
 from bench.inputs import Arrays, set_count
-from bench.race import Race, WrongError, check, race
+from bench.race import CLOCK, WrongError, check, race, replay
 
 SIZES = [2**k for k in (10, 13, 16, 19, 22, 24, 26, 27)]
 LARGE = 2**24
@@ -22,22 +22,6 @@ CASES = [
     for elements in sizes
     for mode in MODES
 ]
-
-
-class Clock:
-    """A clock that stands still but where a replayed round turns it on."""
-
-    def __init__(self) -> None:
-        self._now = 0.0
-
-    def now(self) -> float:
-        return self._now
-
-    def turn(self, seconds: float) -> None:
-        self._now += seconds
-
-
-CLOCK = Clock()
 
 
 @pytest.mark.benchmark(timer=CLOCK.now)
@@ -56,21 +40,16 @@ def test_single(benchmark: Any, pytestconfig: pytest.Config, case: Case, contend
         return
     options = pytestconfig.getoption("benchmark_max_time"), pytestconfig.getoption("benchmark_min_rounds")
     result = race(case, float(options[0]), int(options[1]))
-    benchmark.group = str(case)
-    benchmark.extra_info.update(_facts(case, contender, result))
-    rounds = iter(result.seconds[contender.name])
-    benchmark.pedantic(lambda: CLOCK.turn(next(rounds)), rounds=len(result.seconds[contender.name]))
+    replay(benchmark, result, contender.name, str(case), _facts(case, contender))
 
 
-def _facts(case: Case, contender: Contender, result: Race) -> dict[str, Any]:
+def _facts(case: Case, contender: Contender) -> dict[str, Any]:
     return {
         "mode": case.mode.name,
         "dtype": case.dtype,
         "elements": case.elements,
         "moved_bytes": case.moved_bytes,
-        "contender": contender.name,
         "role": contender.role,
-        "calls": result.calls[contender.name],
         "sets": set_count(case.elements * case.itemsize),
     }
 

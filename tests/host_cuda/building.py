@@ -1,4 +1,4 @@
-"""Build the kernels for the host, from their source as it is, and keep what was built."""
+"""Build the kernels for the host, from their source but for float16.cuh, and keep what was built."""
 
 import functools
 import hashlib
