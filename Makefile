@@ -55,7 +55,7 @@ bench: $(VENV)/.installed-bench
 
 # That every contender is right, and a wrong one is seen: no figures.
 bench-smoke: $(VENV)/.installed-bench
-	$(BIN)/python -m pytest bench --benchmark-disable -k 'float32-1024- or wrong'
+	$(BIN)/python -m pytest bench --benchmark-disable -k 'float32-1024- or models or wrong'
 
 gpu-check:
 	$(GPU_PYTHON) -m bench.gpu_check --output $(OUT)/gpu-check.json $(GPU_CHECK_ARGS)

@@ -7,17 +7,25 @@ import numpy as np
 
 import gpureg
 from bench.inputs import cache_bytes, core_count
+from bench.model_contenders import PEERS
+
+collect_ignore = ["host_work.py"]  # has no examples, and cannot be imported without CuPy
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     """Add versions, cores and memory, and take out the machine's name."""
     machine_info.pop("node", None)
     machine_info["gpureg"] = {
-        "versions": {"gpureg": gpureg.__version__, "numpy": np.__version__, "blas": _blas()},
+        "versions": {"gpureg": gpureg.__version__, "numpy": np.__version__, "blas": _blas(), **_peers()},
         "cores": core_count(),
         "cache_bytes": cache_bytes(),
         "memory_bytes": _memory_bytes(),
     }
+
+
+def _peers() -> dict[str, str | None]:
+    """Return the versions of the peers that need not be installed; None of those that are not."""
+    return {name: module and module.__version__ for name, module in PEERS.items()}
 
 
 def _blas() -> str:

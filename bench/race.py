@@ -25,6 +25,7 @@ ROUND_SECONDS = 1e-3
 MAX_ROUNDS = 200
 """More rounds than this tell nothing new about the percentiles in a report."""
 
+
 class Clock:
     """A clock that stands still but where a replayed round turns it on."""
 
@@ -103,7 +104,9 @@ def race(case: Case, seconds: float, least_rounds: int) -> Race:
     for contender in field:
         check(case, contender)
     sets = inputs(case.dtype, case.elements).sets
-    return timed({each.name: [functools.partial(each.run, one) for one in sets] for each in field}, seconds, least_rounds)
+    return timed(
+        {each.name: [functools.partial(each.run, one) for one in sets] for each in field}, seconds, least_rounds
+    )
 
 
 def timed(runs: Mapping[str, Sequence[Callable[[], Any]]], seconds: float, least_rounds: int) -> Race:

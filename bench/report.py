@@ -1,12 +1,14 @@
 """Figures from one benchmark run: the report that is committed, and the table and the picture drawn from it.
 
     python bench/report.py RAW.json --output bench/results/NAME.json  make a report of pytest-benchmark's JSON
-    python bench/report.py bench/results/NAME.json --table            print the table
+    python bench/report.py bench/results/NAME.json --table            print the tables
     python bench/report.py bench/results/NAME.json --figure OUT.svg   draw time against elements
-    python bench/report.py bench/results/NAME.json --write README.md  put the table between its markers
+    python bench/report.py bench/results/NAME.json --write README.md  put the tables between their markers
     python bench/report.py bench/results/NAME.json --check README.md  exit with 1 if another table is there
 
 The markers are `<!-- bench:begin NAME -->` and `<!-- bench:end -->`, NAME being the report's file name without `.json`.
+Those of the table of whole models are `<!-- bench:models NAME -->` and `<!-- bench:end -->`; a README has either table
+or both.
 
 A report of `bench/gpu_check.py` has the same form: it is committed as it is, and drawn from likewise.
 
@@ -33,9 +35,13 @@ PERCENTILES = {"min": 0, "p10": 10, "median": 50, "p90": 90, "max": 100}
 
 LEGEND = {
     "mode": "value: the penalty; value and gradient: both, the gradient stored; "
-    "value, gradient added: the penalty, and the gradient added to one that is there",
+    "value, gradient added: the penalty, and the gradient added to one that is there; weight decay: of all weights "
+    "but biases, normalisations and vectors",
+    "model": "of a whole model, scaled to the memory: its name; each tensor is under L2",
+    "tensors": "how many tensors of the model are penalised",
     "contender": "the code, for weights w, a gradient g and a scratch array s; NumPy's expressions on 16-bit weights "
-    "first make a float32 w of them",
+    "first make a float32 w of them; of a whole model: for all weights, their gradients grads, and a "
+    "regularizer reg for a single tensor",
     "role": "gpureg; best: NumPy in its best form, in place and by BLAS; naive: NumPy as most write it; other: NumPy "
     "otherwise; limit: a plain pass over the same bytes; the memory limit is the one with the lowest median",
     "bytes": "what a pass must move, whoever makes it: the weights read (value), and the gradient written (value and "
@@ -51,7 +57,7 @@ LEGEND = {
 }
 
 COMPARED = ("mode", "dtype", "elements")
-"""What entries that were timed in turn have in common."""
+"""What entries that were timed in turn have in common; also the model, if they are of one."""
 
 TABLE_DTYPE, TABLE_ELEMENTS = "float32", 2**26
 
@@ -65,6 +71,22 @@ COLUMNS: Columns = {
 }
 """Columns of the table and lines of the picture, unless the report names its own: each shows the fastest contender of
 its role, and, where it has a list "contender", only of those whose code has one of these texts in it."""
+
+MODEL_COLUMNS: Columns = {
+    "gpureg": {"role": "gpureg"},
+    "single calls": {"role": "other", "contender": ["reg(", "reg."]},
+    "NumPy, best form": {"role": "best"},
+    "NumPy, as written": {"role": "naive"},
+    "torch loop": {"role": "other", "contender": ["torch loop: "]},
+    "torch autograd": {"role": "other", "contender": ["torch autograd: "]},
+    "torch foreach": {"role": "other", "contender": ["torch foreach: "]},
+    "JAX jit": {"role": "other", "contender": ["jax.jit"]},
+    "memory limit": {"role": "limit"},
+}
+"""The same of the table of whole models."""
+
+PEERS = {"torch": "PyTorch", "jax": "JAX"}
+"""What takes part where it is installed, by the name of its version."""
 
 Entry = dict[str, Any]
 Report = dict[str, Any]
@@ -88,7 +110,7 @@ def summarise(raw: Any) -> Report:
     comparisons: dict[tuple[Any, ...], list[Timed]] = {}
     for number, benchmark in enumerate(benchmarks):
         timed = _timed(number, benchmark)
-        comparisons.setdefault(tuple(timed[0][name] for name in COMPARED), []).append(timed)
+        comparisons.setdefault(_comparison(timed[0]), []).append(timed)
     return {
         "schema": SCHEMA,
         "date": _text(raw, "datetime", pattern=r"(\d{4}-\d\d-\d\d).*"),
@@ -104,13 +126,25 @@ def summarise(raw: Any) -> Report:
         "versions": {
             "python": _text(info, "python_version"),
             **{name: _text(ours, "versions", name) for name in ("numpy", "blas", "gpureg")},
+            **{name: _version(ours, name) for name in PEERS if name in _get(ours, "versions")},
         },
         "commit": _text(raw, "commit_info", "id", pattern=r"([0-9a-f]{7,40}|unversioned)"),
         "uncommitted_changes": bool(_get(raw, "commit_info", "dirty")),
         "columns": COLUMNS,
+        "model_columns": MODEL_COLUMNS,
         "legend": LEGEND,
         "entries": [entry for pairs in comparisons.values() for entry in _compared(pairs)],
     }
+
+
+def _version(ours: Any, name: str) -> str | None:
+    """Return the version of what need not be installed; None if it is not."""
+    return None if ours["versions"][name] is None else _text(ours, "versions", name)
+
+
+def _comparison(entry: Entry) -> tuple[Any, ...]:
+    """Return what entries that were timed in turn have in common."""
+    return (*(entry[name] for name in COMPARED), entry.get("model"))
 
 
 def _timed(number: int, benchmark: Any) -> Timed:
@@ -124,7 +158,11 @@ def _timed(number: int, benchmark: Any) -> Timed:
     quantiles = np.percentile(seconds, list(PERCENTILES.values()))
     facts, where = _get(benchmark, "extra_info", where=where), f"{where}.extra_info"
     moved = _count(facts, "moved_bytes", where=where)
+    model = {}
+    if "model" in facts:
+        model = {"model": _text(facts, "model", where=where), "tensors": _count(facts, "tensors", where=where)}
     entry = {
+        **model,
         **{name: _text(facts, name, where=where) for name in ("mode", "contender", "dtype")},
         "role": _text(facts, "role", where=where, pattern="(gpureg|best|naive|other|limit)"),
         **{name: _count(facts, name, where=where) for name in ("elements", "sets", "calls")},
@@ -138,7 +176,7 @@ def _timed(number: int, benchmark: Any) -> Timed:
 
 def _compared(pairs: list[Timed]) -> Iterator[Entry]:
     """Yield the entries of one comparison with their ratios."""
-    case = ", ".join(str(pairs[0][0][name]) for name in COMPARED)
+    case = ", ".join(str(part) for part in _comparison(pairs[0][0]) if part is not None)
     if len({len(seconds) for _, seconds in pairs}) != 1:
         raise ReportError(f"{case}: not every contender has the same rounds, so they were not timed in turn")
     gpureg = [seconds for entry, seconds in pairs if entry["role"] == "gpureg"]
@@ -217,11 +255,14 @@ def load(path: Path) -> Report:
         raise ReportError(f"schema is {report['schema']!r}, expected {SCHEMA}; make the report again from raw data")
     for keys in NEEDED:
         _get(report, *keys)
-    for label in report.get("columns", ()):
-        _get(report, "columns", label, "role")
+    for columns in ("columns", "model_columns"):
+        for label in report.get(columns, ()):
+            _get(report, columns, label, "role")
     for number, entry in enumerate(_get(report, "entries")):
         for keys in NEEDED_OF_ENTRY:
             _get(entry, *keys, where=f"entries[{number}]")
+        if "model" in entry:
+            _count(entry, "tensors", where=f"entries[{number}]")
         for keys in (("seconds", "median"), ("to_gpureg",)):
             _positive(entry, *keys, where=f"entries[{number}]")
     checked: Report = report
@@ -235,27 +276,30 @@ def _read_json(path: Path) -> Any:
         raise ReportError(f"not JSON: {error}") from error
 
 
+def tables(report: Report, name: str) -> dict[str, str]:
+    """Return the tables that a report has entries for, in Markdown, by the first word of their markers."""
+    whole_models = [entry for entry in report["entries"] if "model" in entry]
+    return {
+        **({"begin": table(report, name)} if len(whole_models) < len(report["entries"]) or not whole_models else {}),
+        **({"models": model_table(report, name)} if whole_models else {}),
+    }
+
+
 def table(report: Report, name: str) -> str:
-    """Return the table for the README, in Markdown, with what it was measured on."""
-    entries = [e for e in report["entries"] if (e["dtype"], e["elements"]) == (TABLE_DTYPE, TABLE_ELEMENTS)]
+    """Return the table of single tensors, with what it was measured on."""
+    entries = [e for e in _single(report) if (e["dtype"], e["elements"]) == (TABLE_DTYPE, TABLE_ELEMENTS)]
     if not entries:
         raise ReportError(f"no entries of {TABLE_ELEMENTS} elements of {TABLE_DTYPE}, which the table is about")
     mib = TABLE_ELEMENTS * np.dtype(TABLE_DTYPE).itemsize // 2**20
     columns = columns_of(report, entries)
     head = [f"{TABLE_DTYPE}, 2^{_exponent(TABLE_ELEMENTS)} weights ({mib} MiB)", *columns]
-    rows = [
-        [mode, *(_cell(fastest([e for e in entries if e["mode"] == mode], column)) for column in columns.values())]
-        for mode in dict.fromkeys(e["mode"] for e in entries)
-    ]
-    lines = [head, ["---", *["---:"] * len(columns)], *rows]
-    rounds = min(e["rounds"] for e in entries)
+    rows = {mode: [e for e in entries if e["mode"] == mode] for mode in dict.fromkeys(e["mode"] for e in entries)}
     told = report.get("legend", {}).get("columns")
     return "\n".join(
         [
-            *(f"| {' | '.join(line)} |" for line in lines),
+            *_lines(head, rows, columns),
             "",
-            f"Medians of at least {rounds} rounds, all timed in turn; in brackets, the time over gpureg's in the same",
-            "round. The memory limit is the fastest plain pass over the same bytes.",
+            *_how(entries),
             *([f"{told}."] if told else []),
             f"{conditions(report)}.",
             f"[All sizes, dtypes and percentiles](bench/results/{name}.json).",
@@ -263,11 +307,55 @@ def table(report: Report, name: str) -> str:
     )
 
 
-def columns_of(report: Report, entries: Iterable[Entry]) -> Columns:
-    """Return the columns of a report for which there is any entry: what is not installed has none."""
+def model_table(report: Report, name: str) -> str:
+    """Return the table of whole models, with what it was measured on and what took no part."""
+    entries = [entry for entry in report["entries"] if "model" in entry]
+    columns = columns_of(report, entries, report.get("model_columns", MODEL_COLUMNS))
+    rows: dict[str, list[Entry]] = {}
+    for entry in entries:
+        mib = _figures(entry["elements"] * np.dtype(entry["dtype"]).itemsize / 2**20, 3)
+        rows.setdefault(f"{entry['model']} ({entry['tensors']} tensors, {mib} MiB): {entry['mode']}", []).append(entry)
+    missing = [label for version, label in PEERS.items() if report["versions"].get(version) is None]
+    return "\n".join(
+        [
+            *_lines([f"whole models, {entries[0]['dtype']}, L2", *columns], rows, columns),
+            "",
+            *_how(entries),
+            "Models are scaled to the memory; their names are those of bench/models.py.",
+            *([f"Not installed: {' and '.join(missing)}."] if missing else []),
+            f"{conditions(report)}.",
+            f"[The code and all percentiles](bench/results/{name}.json).",
+        ]
+    )
+
+
+def _single(report: Report) -> list[Entry]:
+    """Return the entries of single tensors."""
+    return [entry for entry in report["entries"] if "model" not in entry]
+
+
+def _lines(head: list[str], rows: dict[str, list[Entry]], columns: Columns) -> Iterator[str]:
+    """Yield the lines of a table, a row for each comparison."""
+    yield f"| {' | '.join(head)} |"
+    yield f"| --- |{' ---: |' * len(columns)}"
+    for label, entries in rows.items():
+        yield f"| {' | '.join([label, *(_cell(fastest(entries, column)) for column in columns.values())])} |"
+
+
+def _how(entries: list[Entry]) -> tuple[str, str]:
+    """Return how entries were timed."""
+    rounds = min(e["rounds"] for e in entries)
+    return (
+        f"Medians of at least {rounds} rounds, all timed in turn; in brackets, the time over gpureg's in the same",
+        "round. The memory limit is the fastest plain pass over the same bytes.",
+    )
+
+
+def columns_of(report: Report, entries: Iterable[Entry], columns: Columns | None = None) -> Columns:
+    """Return the columns, by default a report's own, for which there is any entry: what is not installed has none."""
     return {
         label: column
-        for label, column in report.get("columns", COLUMNS).items()
+        for label, column in (columns or report.get("columns", COLUMNS)).items()
         if any(_belongs(entry, column) for entry in entries)
     }
 
@@ -304,7 +392,7 @@ CONDITIONS = (
     ("{gpu}", "driver {driver}", "CUDA {cuda_driver}"),
     ("{cpu}", "{cores}", "{os} {kernel}"),
     (
-        *("Python {python}", "NumPy {numpy} ({blas})", "CuPy {cupy}", "PyTorch {torch}"),
+        *("Python {python}", "NumPy {numpy} ({blas})", "CuPy {cupy}", "PyTorch {torch}", "JAX {jax}"),
         *("CUDA runtime {cuda_runtime}", "NVRTC {nvrtc}", "gpureg {gpureg} at {commit}"),
     ),
     ("{date}",),
@@ -329,14 +417,20 @@ def _told(parts: Iterable[str], known: dict[str, Any]) -> Iterator[str]:
             yield part.format_map(known)
 
 
-def replaced(readme: str, name: str, text: str) -> str:
-    """Return a README with the text between the markers of a report."""
-    begin, end = f"<!-- bench:begin {name} -->\n", "<!-- bench:end -->"
-    before, found, rest = readme.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ReportError(f"the README has no {begin.strip()} followed by {end}")
-    return f"{before}{begin}{text}\n{end}{after}"
+def replaced(readme: str, name: str, texts: dict[str, str]) -> str:
+    """Return a README with the texts between the markers of a report; of several, those that it has markers for."""
+    end = "<!-- bench:end -->"
+    begins = {f"<!-- bench:{kind} {name} -->\n": text for kind, text in texts.items()}
+    there = [begin for begin in begins if begin in readme]
+    if not there:
+        raise ReportError(f"the README has no {' or '.join(map(str.strip, begins))} followed by {end}")
+    for begin in there:
+        before, _, rest = readme.partition(begin)
+        old, closed, after = rest.partition(end)
+        if not closed or "<!-- bench:" in old:
+            raise ReportError(f"the README has no {end} after {begin.strip()}")
+        readme = f"{before}{begin}{begins[begin]}\n{end}{after}"
+    return readme
 
 
 LINES = {
@@ -355,7 +449,7 @@ def figure(report: Report, path: Path) -> None:
     import matplotlib as mpl  # noqa: PLC0415 - only to draw
     from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
 
-    entries = [entry for entry in report["entries"] if entry["dtype"] == TABLE_DTYPE]
+    entries = [entry for entry in _single(report) if entry["dtype"] == TABLE_DTYPE]
     modes = list(dict.fromkeys(entry["mode"] for entry in entries))
     if not modes:
         raise ReportError(f"no entries of {TABLE_DTYPE}, which the picture is about")
@@ -400,13 +494,18 @@ def _panel(axis: Any, entries: list[Entry], columns: Columns) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 1 if a README's table differs, 2 if a file is not as expected."""
-    parser = argparse.ArgumentParser(description="Draw benchmark figures from the data of one run.")
+    parser = argparse.ArgumentParser(
+        description="Draw benchmark figures from the data of one run.",
+        epilog="NAME is the report's file name without .json. The table of single tensors goes between "
+        "<!-- bench:begin NAME --> and <!-- bench:end -->, that of whole models between <!-- bench:models NAME --> and "
+        "<!-- bench:end -->; a README has markers for either or both.",
+    )
     parser.add_argument("data", type=Path, help="pytest-benchmark's JSON for --output, else a report")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("-o", "--output", type=Path, metavar="REPORT", help="write the report of raw data")
-    action.add_argument("--table", action="store_true", help="print the table in Markdown")
+    action.add_argument("--table", action="store_true", help="print the tables in Markdown")
     action.add_argument("--figure", type=Path, metavar="PICTURE", help="draw time against elements, .svg or .png")
-    action.add_argument("--write", type=Path, metavar="README", help="put the table between its markers")
+    action.add_argument("--write", type=Path, metavar="README", help="put the tables between their markers")
     action.add_argument("--check", type=Path, metavar="README", help="exit with 1 if another table is there")
     given = parser.parse_args(arguments)
     try:
@@ -424,15 +523,15 @@ def _run(given: argparse.Namespace) -> int:
     if given.figure:
         figure(report, given.figure)
     elif given.table:
-        print(table(report, name))
+        print("\n\n".join(tables(report, name).values()))
     else:
         readme = given.write or given.check
         old = readme.read_text()
-        new = replaced(old, name, table(report, name))
+        new = replaced(old, name, tables(report, name))
         if given.write:
             readme.write_text(new)
         elif new != old:
-            print(f"{readme.name}: its table is not the one of {given.data.name}; run --write", file=sys.stderr)
+            print(f"{readme.name}: its tables are not those of {given.data.name}; run --write", file=sys.stderr)
             return 1
     return 0
 

@@ -1,6 +1,7 @@
 """Reports of benchmarks: what is taken from raw data, what never is, and that no figure differs from its file."""
 
 import copy
+import dataclasses
 import json
 import re
 from importlib import import_module
@@ -10,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from bench import gpu, gpu_check, gpu_contenders, gpu_environment, gpu_torch, report
+from bench import gpu, gpu_check, gpu_contenders, gpu_environment, gpu_torch, model_contenders, report
 from bench.cases import MODES, Case
 from bench.gpu_race import Race, Round
+from bench.model_inputs import CASES, SMALL_BYTES
 
 ROOT = Path(__file__).parent.parent
 NAME = "2026-01-02-cpu-example"
@@ -210,7 +212,7 @@ def test_write_and_check(committed: Path, tmp_path: Path, capsys: pytest.Capture
     readme.write_text(README)
     check = [str(committed), "--check", str(readme)]
     assert report.main(check) == 1
-    assert "README.md: its table is not the one of" in capsys.readouterr().err
+    assert "README.md: its tables are not those of" in capsys.readouterr().err
     assert report.main([str(committed), "--write", str(readme)]) == 0
     assert report.main(check) == 0
     text = readme.read_text()
@@ -243,7 +245,7 @@ def test_the_same_report_draws_the_same_picture(committed: Path, tmp_path: Path)
 
 def test_the_tables_in_the_readme_are_those_of_committed_reports() -> None:
     readme = ROOT / "README.md"
-    for name in re.findall(r"<!-- bench:begin (\S+) -->", readme.read_text()):
+    for name in re.findall(r"<!-- bench:(?:begin|models) (\S+) -->", readme.read_text()):
         assert report.main([str(ROOT / "bench" / "results" / f"{name}.json"), "--check", str(readme)]) == 0
 
 
@@ -261,6 +263,117 @@ def test_columns_of_no_role_are_an_error(committed: Path, columns: Any) -> None:
     committed.write_text(json.dumps(json.loads(committed.read_text()) | {"columns": columns}))
     with pytest.raises(report.ReportError, match=r"columns\.gpureg(\.role)? is missing"):
         report.load(committed)
+
+
+# Whole models
+
+
+def of_model(name: str, role: str, contender: str, seconds: float, mode: str = "value") -> dict[str, Any]:
+    benchmark = measured(role, [seconds] * 3, mode)
+    benchmark["extra_info"] |= {"model": name, "tensors": 161, "contender": contender, "elements": 25557032}
+    return benchmark
+
+
+MODELS = [
+    of_model("resnet50", "gpureg", "gpureg.Penalty(weights, rules)()", 0.01),
+    of_model("resnet50", "other", "sum(reg(w)) over all tensors", 0.05),
+    of_model("resnet50", "best", "l2 * sum(np.dot(w, w)) over all tensors", 0.004),
+    of_model("resnet50", "naive", "sum(l2 * np.square(w).sum()) over all tensors", 0.02),
+    of_model("resnet50", "other", "torch foreach: _foreach_norm", 0.006),
+    of_model("resnet50", "other", "torch foreach: _foreach_powsum", 0.005),
+    of_model("resnet50", "limit", "np.dot(w, w)", 0.003),
+    of_model("small", "gpureg", "gpureg.Penalty(weights, rules)()", 0.02),
+    of_model("small", "limit", "np.dot(w, w)", 0.001),
+]
+
+
+def with_models(single: list[Any], peers: dict[str, Any]) -> Any:
+    raw = changed("benchmarks", single + MODELS)
+    raw["machine_info"]["gpureg"]["versions"] |= peers
+    return report.summarise(raw)
+
+
+def test_the_table_of_whole_models() -> None:
+    written = with_models(RAW["benchmarks"], {"torch": "2.13.0", "jax": None})
+    tables = report.tables(written, NAME)
+    assert list(tables) == ["begin", "models"]
+    lines = tables["models"].splitlines()
+    assert lines[:4] == [
+        "| whole models, float32, L2 | gpureg | single calls | NumPy, best form | NumPy, as written | torch foreach "
+        "| memory limit |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        # Of two forms of torch's the faster.
+        "| resnet50 (161 tensors, 97.5 MiB): value | 10.0 ms | 50.0 ms (5.0x) | 4.00 ms (0.40x) | 20.0 ms (2.0x) "
+        "| 5.00 ms (0.50x) | 3.00 ms (0.30x) |",
+        "| small (161 tensors, 97.5 MiB): value | 20.0 ms | left out | left out | left out | left out "
+        "| 1.00 ms (0.050x) |",
+    ]
+    rest = " ".join(lines[4:])
+    for told in ("at least 3 rounds", "Not installed: JAX.", "PyTorch 2.13.0", f"{NAME}.json"):
+        assert told in rest
+    assert "Not installed: PyTorch and JAX." in report.model_table(with_models([], {"torch": None}), NAME)
+
+
+def test_models_leave_the_table_and_the_picture_of_single_tensors_as_they_are(committed: Path, tmp_path: Path) -> None:
+    """Not even where a model has as many weights as the table is about."""
+    both = with_models(RAW["benchmarks"], {})
+    for each in both["entries"]:
+        each["elements"] = 2**26
+    alone = report.load(committed)
+    assert report.table(both, NAME) == report.table(alone, NAME)
+    for name, written in {"both.svg": both, "alone.svg": alone}.items():
+        report.figure(written, tmp_path / name)
+    assert (tmp_path / "both.svg").read_bytes() == (tmp_path / "alone.svg").read_bytes()
+
+
+def test_entries_of_models_are_loaded_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    written = with_models([], {"torch": "2.13.0"})
+    path.write_text(report.dumps(written))
+    assert report.load(path) == written
+    assert list(report.tables(written, NAME)) == ["models"]
+    assert written["entries"][0] | {"model": "resnet50", "tensors": 161} == written["entries"][0]
+    assert {"model", "tensors"} <= set(written["legend"])
+    path.write_text(path.read_text().replace('"tensors": 161', '"tensors": 0'))
+    with pytest.raises(report.ReportError, match=r"entries\[0\]\.tensors is 0"):
+        report.load(path)
+
+
+def test_models_of_one_size_are_not_compared_with_each_other() -> None:
+    written = with_models([], {})
+    small = [each for each in written["entries"] if each["model"] == "small"]
+    assert [each["to_gpureg"] for each in small] == [1.0, 0.05]
+
+
+@pytest.mark.parametrize("marked", [("begin",), ("models",), ("models", "begin")])
+def test_each_table_goes_between_its_markers(tmp_path: Path, marked: tuple[str, ...]) -> None:
+    data, readme = tmp_path / f"{NAME}.json", tmp_path / "README.md"
+    data.write_text(report.dumps(with_models(RAW["benchmarks"], {})))
+    readme.write_text("text\n".join(f"<!-- bench:{kind} {NAME} -->\n<!-- bench:end -->\n" for kind in marked))
+    assert report.main([str(data), "--check", str(readme)]) == 1
+    assert report.main([str(data), "--write", str(readme)]) == 0
+    assert report.main([str(data), "--check", str(readme)]) == 0
+    heads = {"begin": "| float32, 2^26 weights", "models": "| whole models, float32"}
+    sections = re.findall(r"<!-- bench:(\w+) \S+ -->\n(.*?)<!-- bench:end -->\n", readme.read_text(), re.DOTALL)
+    assert [kind for kind, _ in sections] == list(marked)
+    assert all(text.startswith(heads[kind]) for kind, text in sections)
+    assert readme.read_text().count("text\n") == len(marked) - 1
+
+
+def test_a_marker_without_its_end_does_not_take_the_next_ones(tmp_path: Path) -> None:
+    data, readme = tmp_path / f"{NAME}.json", tmp_path / "README.md"
+    data.write_text(report.dumps(with_models(RAW["benchmarks"], {})))
+    readme.write_text(f"<!-- bench:models {NAME} -->\n<!-- bench:begin {NAME} -->\n<!-- bench:end -->\n")
+    assert report.main([str(data), "--write", str(readme)]) == 2
+
+
+def test_every_contender_of_a_model_has_a_column() -> None:
+    for case in CASES:
+        small = dataclasses.replace(case, limit_bytes=SMALL_BYTES)
+        entries = [{"role": each.role, "contender": each.name} for each in model_contenders.field(small)]
+        assert len({each["contender"] for each in entries}) == len(entries)
+        for each in entries:
+            assert len(report.columns_of({}, [each], report.MODEL_COLUMNS)) == 1
 
 
 # Reports of a GPU
