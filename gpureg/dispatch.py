@@ -203,15 +203,15 @@ class Tensors:
             ]
             extents = _extents(natives)
             signatures = self.library.signatures(gradients)
-        addresses = self.library.addresses(gradients)
-        self._check_memory(np.array(addresses, np.int64) + extents, gradients)
+        addresses = np.array(self.library.addresses(gradients), np.int64)
+        self._check_memory(addresses + extents, gradients)
         bound = last.bound.moved(addresses) if last is not None and last.bound is not None else None
         if bound is None:
             if natives is None:
                 natives = [self.library.native(gradient, "") for gradient in gradients]
             bound = self._plan.bind(natives)
         kept = None if bound.keeps_arrays else bound
-        self._last = _Accepted([weakref.ref(each) for each in gradients], types, signatures, extents, kept)
+        self._last = _Accepted(list(map(weakref.ref, gradients)), types, signatures, extents, kept)
         return bound
 
     def _check_memory(self, spans: memory.Ints, gradients: Sequence[Any]) -> None:
@@ -234,7 +234,7 @@ class _Accepted(NamedTuple):
 
     arrays: list[weakref.ref[Any]]  # not kept alive: a framework makes new gradients for each step
     types: list[type]
-    signatures: list[Any]
+    signatures: Any
     extents: memory.Ints
     bound: Any  # as the plan takes them, if that keeps no array alive
 

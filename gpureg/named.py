@@ -55,6 +55,8 @@ def _checked(name: Any, what: str) -> str:
 
 def look_up(given: Any, names: list[str], what: str) -> list[Any]:
     """Return the arrays of these names out of a mapping, nested or not, or pairs; an error lists what is missing."""
+    if type(given) is dict and list(given) == names:
+        return list(given.values())
     mapping = given if isinstance(given, Mapping) else dict(Named(given, what).pairs)
     try:
         return list(map(mapping.__getitem__, names))

@@ -70,7 +70,7 @@ class Gradients(Protocol):
     def keeps_arrays(self) -> bool:
         """Whether this keeps arrays alive, and not only where they lie."""
 
-    def moved(self, addresses: Sequence[int]) -> "Gradients | None":
+    def moved(self, addresses: NDArray[np.int64]) -> "Gradients | None":
         """Return what other gradients of the same shapes, strides and dtypes make, which begin at these addresses.
 
         None if that is not all there is to know; they must be bound then.

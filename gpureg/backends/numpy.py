@@ -136,7 +136,7 @@ class _Bound:
     def __init__(self, elements: "list[_Elements]") -> None:
         self.elements = elements
 
-    def moved(self, addresses: Sequence[int]) -> None:
+    def moved(self, addresses: NDArray[np.int64]) -> None:
         """Return None: the elements are the arrays' own, wherever they are."""
 
 

@@ -43,10 +43,10 @@ class Library(Protocol):
     def device(self, native: Any) -> str:
         """Return where a native array lives; one call computes on one device."""
 
-    def signatures(self, arrays: Sequence[Any]) -> list[Any]:
-        """Return of each array, all of types that this library owns, what checks depend on but where it lies.
+    def signatures(self, arrays: Sequence[Any]) -> Any:
+        """Return of arrays, all of types that this library owns, what checks depend on but where they lie.
 
-        Gradients whose signatures are those of others that were found good are good themselves.
+        Gradients whose signatures equal those of others that were found good are good themselves.
         """
 
     def addresses(self, arrays: Sequence[Any]) -> list[int]:

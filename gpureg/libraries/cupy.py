@@ -35,8 +35,13 @@ class CupyLibrary:
     def device(self, native: Any) -> str:  # noqa: D102
         return f"cuda:{native.device.id}"
 
-    def signatures(self, arrays: Sequence[Any]) -> list[Any]:  # noqa: D102
-        return [(array.shape, array.strides, array.dtype, array.data.device_id) for array in arrays]
+    def signatures(self, arrays: Sequence[Any]) -> Any:  # noqa: D102
+        return (
+            [array.shape for array in arrays],
+            [array.strides for array in arrays],
+            [array.dtype for array in arrays],
+            [array.data.device_id for array in arrays],
+        )
 
     def addresses(self, arrays: Sequence[Any]) -> list[int]:  # noqa: D102
         return [array.data.ptr for array in arrays]

@@ -35,8 +35,13 @@ class NumpyLibrary:
     def device(self, native: NDArray[Any]) -> str:  # noqa: ARG002, D102
         return "cpu"
 
-    def signatures(self, arrays: Sequence[Any]) -> list[Any]:  # noqa: D102
-        return [(array.shape, array.strides, array.dtype, array.flags.writeable) for array in arrays]
+    def signatures(self, arrays: Sequence[Any]) -> Any:  # noqa: D102
+        return (
+            [array.shape for array in arrays],
+            [array.strides for array in arrays],
+            [array.dtype for array in arrays],
+            [array.flags.writeable for array in arrays],
+        )
 
     def addresses(self, arrays: Sequence[Any]) -> list[int]:  # noqa: D102
         return [array.__array_interface__["data"][0] for array in arrays]
