@@ -69,6 +69,12 @@ def proximal(w: Any, coefficients: Coefficients, step: float) -> Any:
     return w
 
 
+def natives(w: Any, gradient: tuple[Any] | None = None, name: str = "out") -> tuple[Library, Any, Any]:
+    """Return the library of w, w and a gradient as their backend takes them: for what the library itself computes."""
+    library, backend, native = _weights(w)
+    return library, native, None if gradient is None else _apart(library, backend, native, gradient[0], name)
+
+
 def _weights(w: Any, name: str = "w") -> tuple[Library, Backend, Any]:
     library = libraries.of(w, name)
     native = library.native(w, name)
@@ -150,44 +156,59 @@ class Tensors:
         self._plan = self._backend.plan(leaves)
         self.itemsizes = [native.itemsize for native in self._natives]
         self.dtype = arithmetic.result_dtype([native.dtype for native in self._natives])
-        self._spans = _spans(self.library.addresses(self.arrays), self._natives)
+        self._spans = np.array(self.library.addresses(self._natives), np.int64) + _extents(self._natives)
         self._last: _Accepted | None = None
 
     def value(self, *, strength: Any = 1.0, sums: bool = False) -> Values:
         """Return the penalties."""
         return self._plan.value(self.dtype, strength=strength, sums=sums)
 
-    def gradient(self, gradients: Sequence[Any], **factors: Any) -> None:
-        """Write the gradients."""
-        self._plan.gradient(self._bind(gradients), **factors)
+    def gradient(self, gradients: Sequence[Any], *, strength: Any, upstream: Any) -> None:
+        """Write the gradients, which errors call `out`."""
+        bound = self._bind(gradients, "out", strength, upstream)
+        self._plan.gradient(bound, strength=strength, upstream=upstream)
 
-    def value_and_gradient(self, gradients: Sequence[Any], **factors: Any) -> Values:
-        """Write the gradients and return the penalties."""
-        return self._plan.value_and_gradient(self.dtype, self._bind(gradients), **factors)
+    def value_and_gradient(self, gradients: Sequence[Any], *, strength: Any, upstream: Any) -> Values:
+        """Write the gradients, which errors call `out`, and return the penalties."""
+        bound = self._bind(gradients, "out", strength, upstream)
+        return self._plan.value_and_gradient(self.dtype, bound, strength=strength, upstream=upstream)
 
-    def accumulate(self, gradients: Sequence[Any], **factors: Any) -> Values:
+    def accumulate(self, gradients: Sequence[Any], *, strength: Any, upstream: Any) -> Values:
         """Add to gradients and return the penalties."""
-        return self._plan.accumulate(self.dtype, self._bind(gradients), **factors)
+        bound = self._bind(gradients, "grads", strength, upstream)
+        return self._plan.accumulate(self.dtype, bound, strength=strength, upstream=upstream)
 
     def factor(self, given: Any, name: str) -> Any:
         """Return a factor as backends take it: a number, or a 0-d array where the weights live, read there."""
-        if self._natives and self.library.owns(type(given)):
-            native = self.library.native(given, name, ("float32", "float64"))
-            if native.shape != ():
-                raise ValueError(f"{name} has shape {native.shape}; expected a number or a 0-d array")
-            if (device := self.library.device(native)) != (home := self.library.device(self._natives[0])):
-                raise ValueError(f"{name} is on {device}, but the weights are on {home}; both must be on one device")
-            return native
-        if isinstance(given, bool | np.bool_) or not isinstance(given, int | float | np.integer | np.floating):
-            raise TypeError(f"{name} must be a number or a 0-d array of the weights' library, not {given!r}")
-        return float(given)
+        if isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool):
+            try:
+                return float(given)
+            except OverflowError:
+                raise ValueError(f"{name} is too large for a float") from None
+        if not self.library.owns(type(given)) or isinstance(given, np.generic):
+            raise TypeError(f"{name} must be a number or a 0-d array of the weights' library, not {given!r:.200}")
+        native = self.library.native(given, name, ("float32", "float64"))
+        if native.shape != ():
+            raise ValueError(f"{name} has shape {native.shape}; expected a number or a 0-d array")
+        if self._natives and (device := self.library.device(native)) != (home := self.library.device(self._natives[0])):
+            raise ValueError(f"{name} is on {device}, but the weights are on {home}; both must be on one device")
+        if self.library.addresses([native])[0] % native.itemsize:
+            raise ValueError(f"{name} lies at an address that is no multiple of its {native.itemsize} bytes; copy it")
+        return native
 
-    def _bind(self, gradients: Sequence[Any]) -> Any:
+    def _bind(self, gradients: Sequence[Any], what: str, *factors: Any) -> Any:
         """Return gradients as the plan's passes take them, once it is sure that all may be written.
 
         The same arrays as last time are known by identity; other ones of the same types, shapes, strides and dtypes
-        only by where they lie.
+        only by where they lie. None must not be among them: it is what is left of an array that has gone.
         """
+        bound = self._bound(gradients, what)
+        for factor in factors:
+            if not isinstance(factor, float):
+                self._check_factor(factor, gradients, what)
+        return bound
+
+    def _bound(self, gradients: Sequence[Any], what: str) -> Any:
         last = self._last
         if last is not None and last.bound is not None and last.is_of(gradients):
             return last.bound
@@ -196,7 +217,7 @@ class Tensors:
             natives, extents, signatures = None, last.extents, last.signatures
         else:
             last = None
-            labels = [f"grads[{name!r}]" for name in self.names]
+            labels = [f"{what}[{name!r}]" for name in self.names]
             natives = [
                 _gradient(self.library, native, gradient, label, f"weights[{name!r}]")
                 for native, gradient, label, name in zip(self._natives, gradients, labels, self.names, strict=True)
@@ -204,17 +225,18 @@ class Tensors:
             extents = _extents(natives)
             signatures = self.library.signatures(gradients)
         addresses = np.array(self.library.addresses(gradients), np.int64)
-        self._check_memory(addresses + extents, gradients)
+        spans = addresses + extents
+        self._check_memory(spans, gradients, what)
         bound = last.bound.moved(addresses) if last is not None and last.bound is not None else None
         if bound is None:
             if natives is None:
                 natives = [self.library.native(gradient, "") for gradient in gradients]
             bound = self._plan.bind(natives)
         kept = None if bound.keeps_arrays else bound
-        self._last = _Accepted(list(map(weakref.ref, gradients)), types, signatures, extents, kept)
+        self._last = _Accepted(list(map(weakref.ref, gradients)), types, signatures, extents, spans, kept)
         return bound
 
-    def _check_memory(self, spans: memory.Ints, gradients: Sequence[Any]) -> None:
+    def _check_memory(self, spans: memory.Ints, gradients: Sequence[Any], what: str) -> None:
         """Refuse gradients that share memory with weights, or with each other."""
         count = len(self.names)
         starts, stops = np.concatenate([self._spans, spans], axis=1)
@@ -222,10 +244,23 @@ class Tensors:
             one = self._natives[first] if first < count else self.library.native(gradients[first - count], "")
             other = self.library.native(gradients[second - count], "")
             if self._backend.overlap(one, other):
-                kind = "weights" if first < count else "grads"
+                kind = "weights" if first < count else what
                 raise ValueError(
-                    f"grads[{self.names[second - count]!r}] shares memory with {kind}[{self.names[first % count]!r}], "
+                    f"{what}[{self.names[second - count]!r}] shares memory with {kind}[{self.names[first % count]!r}], "
                     "and one would be overwritten while the other is being read; give another array"
+                )
+
+    def _check_factor(self, factor: Any, gradients: Sequence[Any], what: str) -> None:
+        """Refuse a factor that is read from where gradients are written to."""
+        if self._last is None:
+            return
+        (start,) = self.library.addresses([factor])
+        starts, stops = self._last.spans
+        for index in np.flatnonzero((starts < start + factor.itemsize) & (stops > start)).tolist():
+            if self._backend.overlap(factor, self.library.native(gradients[index], "")):
+                raise ValueError(
+                    f"{what}[{self.names[index]!r}] shares memory with the strength or the scale, which would be "
+                    "overwritten while being read; give another array"
                 )
 
 
@@ -236,6 +271,7 @@ class _Accepted(NamedTuple):
     types: list[type]
     signatures: Any
     extents: memory.Ints
+    spans: memory.Ints
     bound: Any  # as the plan takes them, if that keeps no array alive
 
     def is_of(self, gradients: Sequence[Any]) -> bool:
@@ -260,24 +296,28 @@ def _together(named: Sequence[tuple[str, Any]], like: Any) -> tuple[Library, lis
     return library, natives
 
 
+def is_array(thing: Any) -> bool:
+    """Return whether something is an array of a known library."""
+    try:
+        libraries.of(thing, "")
+    except TypeError:
+        return False
+    return True
+
+
 def memory_of(array: Any) -> Any:
     """Return a key that arrays have in common which are the same elements in memory; None for what has none."""
-    try:
-        library = libraries.of(array, "")
-    except TypeError:
-        return id(array)
+    if not is_array(array) or isinstance(array, np.generic):
+        return id(array)  # what a scalar says of its memory is of a copy
+    library = libraries.of(array, "")
     if not array.size:
         return None
-    start, stop = memory.extent(array.shape, array.strides, array.itemsize)
     (address,) = library.addresses([array])
-    return library.name, address + start, address + stop, array.size
+    low, _ = memory.extent(array.shape, array.strides, array.itemsize)
+    return library.name, str(array.dtype), address + low, memory.lattice(array.shape, array.strides)
 
 
 def _extents(natives: Sequence[Any]) -> memory.Ints:
     """Return where arrays begin and end, in bytes from their first elements, as two rows."""
     extents = [memory.extent(native.shape, native.strides, native.itemsize) for native in natives]
     return np.array(extents, np.int64).reshape(-1, 2).T
-
-
-def _spans(addresses: Sequence[int], natives: Sequence[Any]) -> memory.Ints:
-    return np.array(addresses, np.int64) + _extents(natives)

@@ -20,6 +20,23 @@ def extent(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple
     return sum(step for step in steps if step < 0), sum(step for step in steps if step > 0) + itemsize
 
 
+def lattice(shape: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return where elements lie beside the lowest, in one form for all orders and cuts of the axes: steps and counts.
+
+    >>> lattice((2, 3, 1), (12, -4, 7)) == lattice((3, 2), (4, 12)) == lattice((6,), (4,)) == ((4, 6),)
+    True
+    >>> lattice((2, 2), (36, 12)) == lattice((4,), (12,))
+    False
+    """
+    found: list[tuple[int, int]] = []
+    for step, count in sorted((abs(step), count) for step, count in zip(strides, shape, strict=True) if count > 1):
+        if found and step == found[-1][0] * found[-1][1]:
+            found[-1] = found[-1][0], found[-1][1] * count
+        else:
+            found.append((step, count))
+    return tuple(found)
+
+
 def meetings(starts: Ints, stops: Ints, written: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     """Yield the pairs of spans that have a byte in common, of which one at least is written to.
 

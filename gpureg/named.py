@@ -9,7 +9,8 @@ class Named:
     """Names and arrays in order, and the mappings they came from, if they did: to see when one is replaced."""
 
     def __init__(self, given: Mapping[str, Any] | Iterable[tuple[str, Any]], what: str) -> None:
-        self._held: list[tuple[Mapping[str, Any], list[Any]]] = []  # each mapping and what it held
+        # Each mapping with the names and what it held.
+        self._held: list[tuple[Mapping[str, Any], list[str], list[Any]]] = []
         self.pairs: list[tuple[str, Any]] = []
         pairs = self._flattened(given, "", what) if isinstance(given, Mapping) else _pairs(given, what)
         seen: set[str] = set()
@@ -21,7 +22,7 @@ class Named:
 
     def _flattened(self, mapping: Mapping[str, Any], prefix: str, what: str) -> Iterator[tuple[str, Any]]:
         items = list(mapping.items())
-        self._held.append((mapping, [value for _, value in items]))
+        self._held.append((mapping, [key for key, _ in items], [value for _, value in items]))
         for key, value in items:
             name = f"{prefix}{_checked(key, what)}"
             if isinstance(value, Mapping):
@@ -32,7 +33,8 @@ class Named:
     def is_current(self) -> bool:
         """Return whether the mappings still hold the very same arrays; what came as pairs always is."""
         return all(
-            len(mapping) == len(held) and all(map(operator.is_, mapping.values(), held)) for mapping, held in self._held
+            list(mapping) == names and all(map(operator.is_, mapping.values(), held))
+            for mapping, names, held in self._held
         )
 
 
@@ -58,11 +60,14 @@ def look_up(given: Any, names: list[str], what: str) -> list[Any]:
     if type(given) is dict and list(given) == names:
         return list(given.values())
     mapping = given if isinstance(given, Mapping) else dict(Named(given, what).pairs)
-    try:
-        return list(map(mapping.__getitem__, names))
-    except KeyError:
-        flat = dict(Named(mapping, what).pairs)
+    if all(map(mapping.__contains__, names)):
+        found = list(map(mapping.__getitem__, names))
+        if type(mapping) is not dict and not all(map(operator.is_, found, map(mapping.__getitem__, names))):
+            raise ValueError(f"{what} makes new arrays whenever asked, and what is written to them would be lost")
+        return found
+    flat = dict(Named(mapping, what).pairs)
     if missing := [name for name in names if name not in flat]:
         listed = ", ".join(map(repr, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
-        raise ValueError(f"{what} lacks {listed}; give None for a tensor that is to be left out")
+        advice = "; give None for a tensor that is to be left out" if what == "grads" else ""
+        raise ValueError(f"{what} lacks {listed}{advice}")
     return [flat[name] for name in names]

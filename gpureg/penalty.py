@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gpureg.arithmetic import Coefficients
-from gpureg.dispatch import Tensors, memory_of
+from gpureg.dispatch import Tensors, is_array, memory_of
 from gpureg.named import Named, look_up
 from gpureg.regularizers import Regularizer
 from gpureg.rules import Rules
@@ -143,8 +143,23 @@ class Penalty:
         self._tied = tied
         self._strength: Strength = 1.0
         self._lock = threading.RLock()
-        self.step = 0
+        self.step: int = 0
         """How many times gradients were accumulated: what a strength that is a function is given."""
+        self.refresh()
+
+    def __repr__(self) -> str:
+        """Return how many tensors are penalised, and by which rules."""
+        return (
+            f"<{type(self).__name__} of {len(self._all.names)} of {len(self._named.pairs)} tensors by {self._rules!r}>"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made from: with the weights, and without plans and the lock."""
+        return {name: vars(self)[name] for name in ("_weights", "_rules", "_scope", "_tied", "_strength", "step")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a copy, whose weights are looked at anew."""
+        vars(self).update(state, _lock=threading.RLock())
         self.refresh()
 
     def __call__(self, scope: Scope = None) -> Any:
@@ -283,7 +298,7 @@ class Penalty:
                 raise
 
     def explain(self) -> Explanation:
-        """Return a row for each tensor: what it is, which rule decided, and its coefficients."""
+        """Return a row for each tensor: what it is, which rule decided, and its coefficients, but for the strength."""
         with self._lock:
             self._keep_current()
             return self._explanation
@@ -296,11 +311,11 @@ class Penalty:
                 self._weights = named.pairs  # an iterator has no more to give
             verdicts = self._verdicts(named.pairs)
             leaves = [
-                (name, array, verdict.regularizer.coefficients)
+                (name, array, _coefficients(name, verdict.regularizer))
                 for (name, array), verdict in zip(named.pairs, verdicts, strict=True)
                 if verdict.regularizer is not None
             ]
-            like = named.pairs[0][1] if named.pairs else None
+            like = next((array for _, array in named.pairs if is_array(array)), None)
             tensors = _tensors(leaves, like)
             self._named, self._leaves, self._like = named, leaves, like
             self._all = tensors
@@ -340,8 +355,8 @@ class Penalty:
         self._keep_current()
         if scope is None:
             return self._all
+        matches = _matcher(scope)
         if scope not in self._scopes:
-            matches = _matcher(scope)
             _make_room(self._scopes)
             self._scopes[scope] = tuple(matches(name) for name in self._all.names)
         return self._part(self._scopes[scope])
@@ -366,6 +381,13 @@ class Penalty:
 
 def _tensors(leaves: Sequence[tuple[str, Any, Coefficients]], like: Any) -> Tensors:
     return Tensors([(name, array) for name, array, _ in leaves], [own for _, _, own in leaves], like)
+
+
+def _coefficients(name: str, regularizer: Regularizer) -> Coefficients:
+    try:
+        return regularizer.coefficients
+    except TypeError as error:  # a penalty of another kind is not what one pass can compute
+        raise TypeError(f"weights[{name!r}]: {error}") from None
 
 
 def _make_room(kept: dict[Any, Any]) -> None:
@@ -394,7 +416,11 @@ def _outs(tensors: Tensors, out: Any) -> list[Any]:
     """Return where gradients go: to the arrays given by name, or to new ones."""
     if out is None:
         return [tensors.library.empty_like(array) for array in tensors.arrays]
-    return look_up(out, tensors.names, "out")
+    outs = look_up(out, tensors.names, "out")
+    for name, each in zip(tensors.names, outs, strict=True):
+        if each is None:
+            raise TypeError(f"out[{name!r}] is None; expected an array to write to")
+    return outs
 
 
 def _explain(pairs: Sequence[tuple[str, Any]], verdicts: Sequence[_Verdict]) -> Explanation:

@@ -28,6 +28,8 @@ from enum import Enum
 from os import PathLike
 from typing import Any, Final, NamedTuple, Self, TypeAlias
 
+import numpy as np
+
 from gpureg.regularizers import L1, L1L2, L2, HalvedL2, Regularizer
 
 # Ready-made patterns -------------------------------------------------------------------------------------------------
@@ -318,7 +320,7 @@ class Rules:
         Raises
         ------
         TypeError
-            If a rule has a predicate, or a regularizer that is not one of gpureg's own.
+            If a rule has a predicate, or a regularizer other than L1, L2, L1L2 and HalvedL2.
 
         Examples
         --------
@@ -435,9 +437,9 @@ def _matcher(pattern: Pattern, where: str) -> _Matcher:
         except Exception as error:
             error.add_note(f"raised by {where} on the tensor {name!r}")
             raise
-        if not isinstance(matched, bool):
+        if not isinstance(matched, bool | np.bool_):
             raise TypeError(f"{where} must return a bool, but on the tensor {name!r} returned {_shown(matched)}")
-        return matched
+        return bool(matched)
 
     return checked
 
@@ -508,7 +510,7 @@ def _penalty_config(where: str, regularizer: Regularizer | None) -> str | dict[s
         return {"halved_l2": regularizer.l2}
     if type(regularizer) in (L1, L2, L1L2):
         return regularizer.get_config()
-    raise TypeError(f"{where}: only gpureg's own regularizers have a configuration here, not {_shown(regularizer)}")
+    raise TypeError(f"{where}: only L1, L2, L1L2 and HalvedL2 have a configuration here, not {_shown(regularizer)}")
 
 
 def _penalty_of_config(given: Any) -> Any:

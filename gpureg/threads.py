@@ -81,11 +81,9 @@ class _Pool:
         self._executor: ThreadPoolExecutor | None = None
 
     def get(self, size: int) -> ThreadPoolExecutor:
-        """Return an executor of at least so many threads."""
+        """Return an executor of at least so many threads; a smaller one ends when those who have it are done."""
         with self._lock:
             if self._executor is None or self._size < size:
-                if self._executor is not None:
-                    self._executor.shutdown(wait=False)  # what was given to it is still done
                 self._executor, self._size = ThreadPoolExecutor(size, "gpureg"), size
             return self._executor
 
@@ -131,7 +129,11 @@ def share(work: Iterable[Work], worker: Callable[[Callable[[], Work | None]], No
     futures: list[Future[None]] = []
     try:
         executor = _pool.get(others)
-        futures += [executor.submit(work_off) for _ in range(others)]
+        for _ in range(others):
+            try:
+                futures.append(executor.submit(work_off))
+            except RuntimeError:
+                break  # the interpreter is about to end, and starts no thread any more
         work_off()
     finally:
         errors = [future.exception() for future in futures if not future.cancel()]

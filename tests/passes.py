@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpureg import backends
 from gpureg.arithmetic import Coefficients
@@ -41,7 +42,7 @@ class Bound(list[Leaf]):
 
     keeps_arrays = True
 
-    def moved(self, addresses: Sequence[int]) -> None:
+    def moved(self, addresses: NDArray[np.int64]) -> None:
         """Return None: where arrays lie is not known here."""
 
 

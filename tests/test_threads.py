@@ -107,6 +107,34 @@ def test_more_threads_may_be_asked_for_later() -> None:
         assert gpureg.l1_loss(w) == 2**20
 
 
+def test_the_number_may_change_while_passes_run() -> None:
+    w = np.ones(2**20, np.float32)
+    results: list[float] = []
+    workers = [
+        threading.Thread(target=lambda: results.extend(float(gpureg.l1_loss(w)) for _ in range(20))) for _ in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    for number in range(2, 50):
+        gpureg.set_num_threads(number)
+        time.sleep(0.002)
+    for worker in workers:
+        worker.join()
+    assert results == [2.0**20] * 60
+
+
+def test_when_no_thread_starts_any_more_the_caller_works_alone() -> None:
+    code = """
+import atexit, numpy, gpureg
+gpureg.set_num_threads(3)
+w = numpy.ones(2**20)
+atexit.register(lambda: print(gpureg.l1_loss(w)))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "1048576.0\n"
+    assert ended.stderr == ""
+
+
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="there is no fork here")
 def test_a_forked_child_has_threads_of_its_own() -> None:
     code = """

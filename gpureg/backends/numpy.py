@@ -60,15 +60,16 @@ backend = NumpyBackend()
 
 
 class NumpyPlan:
-    """Tensors cut into chunks, which threads take; see `gpureg.backends.Plan` for each method."""
+    """Tensors cut into chunks, or stacked where they are small, which threads take; see `gpureg.backends.Plan`."""
 
     def __init__(self, leaves: Sequence[Leaf]) -> None:
-        self._tensors = [_Tensor(leaf) for leaf in leaves]
-        self._work = list(_pieces(self._tensors))
+        self._coefficients = [leaf.coefficients for leaf in leaves]
+        self._parts = _parts(leaves)
+        self._order = np.array([index for part in self._parts for index in part.members], np.intp)
+        self._work = list(_pieces(self._parts))
 
     def bind(self, gradients: Sequence[Array]) -> "_Bound":  # noqa: D102
-        pairs = zip(gradients, self._tensors, strict=True)
-        return _Bound([_Elements(gradient, tensor.axes, tensor.compute) for gradient, tensor in pairs])
+        return _Bound([part.bind([gradients[index] for index in part.members]) for part in self._parts])
 
     def value(  # noqa: D102
         self, dtype: np.dtype[Any], *, strength: Scalar = 1.0, divisor: int = 1, sums: bool = False
@@ -105,8 +106,8 @@ class NumpyPlan:
         # Overflow, underflow and NaN are answers here, not accidents, whatever the caller has np.seterr say of them.
         with np.errstate(all="ignore"):
             passes = [
-                _Pass(tensor, mode, gradients.elements[i] if gradients else None, strength, upstream, every_sum)
-                for i, tensor in enumerate(self._tensors)
+                _Pass(part, mode, gradients.parts[i] if gradients else None, strength, upstream, every_sum)
+                for i, part in enumerate(self._parts)
             ]
 
         def worker(take: Callable[[], list[_Piece] | None]) -> None:
@@ -118,9 +119,11 @@ class NumpyPlan:
 
         threads.share(self._work, worker)
         with np.errstate(all="ignore"):
-            sums = np.array([each.sums() for each in passes]).reshape(-1, 2)
-            leaves = zip(self._tensors, sums.tolist(), strict=True)
-            each = np.array([arithmetic.penalty(tensor.coefficients, strength, *pair) for tensor, pair in leaves])
+            sums = np.empty((len(self._order), 2))
+            if passes:
+                sums[self._order] = np.concatenate([one.sums() for one in passes])
+            leaves = zip(self._coefficients, sums.tolist(), strict=True)
+            each = np.array([arithmetic.penalty(own, strength, *pair) for own, pair in leaves])
             total = arithmetic.round_once(float(tree_sum(each)) / divisor, dtype)
             return Results(total, each, each.astype(np.float32), sums if every_sum else None)
 
@@ -129,34 +132,70 @@ _FLOAT64 = np.dtype(np.float64)
 
 
 class _Bound:
-    """The elements of gradients."""
+    """The elements of gradients, part by part."""
 
     keeps_arrays = True
 
-    def __init__(self, elements: "list[_Elements]") -> None:
-        self.elements = elements
+    def __init__(self, parts: "list[_Elements | _Stack]") -> None:
+        self.parts = parts
 
     def moved(self, addresses: NDArray[np.int64]) -> None:
         """Return None: the elements are the arrays' own, wherever they are."""
 
 
+class _Part:
+    """One tensor of a plan; or small ones of one dtype and coefficients, stacked, so that NumPy is called once for all.
+
+    The elements of a stack are rows of one width, a power of two: a row has the lanes of a tensor of one row of a tile,
+    filled up with zeros, which change neither of its sums.
+    """
+
+    def __init__(self, leaves: Sequence[Leaf], members: Sequence[int], width: int) -> None:
+        arrays = [leaves[index].weights for index in members]
+        self.members, self.width = members, width
+        self.compute = arithmetic.compute_dtype(arrays[0].dtype)
+        self.coefficients = leaves[members[0]].coefficients
+        self._axes = [arithmetic.memory_order(array) for array in arrays]
+        self.weights = self._elements(arrays, arrays[0].dtype)
+
+    def bind(self, gradients: Sequence[Array]) -> "_Elements | _Stack":
+        """Return the elements of gradients in the order of the weights."""
+        return self._elements(gradients, self.compute)
+
+    def _elements(self, arrays: Sequence[Array], dtype: np.dtype[Any]) -> "_Elements | _Stack":
+        if self.width:
+            views = [array.transpose(axes) for array, axes in zip(arrays, self._axes, strict=True)]
+            return _Stack(views, self.width, dtype)
+        return _Elements(arrays[0], self._axes[0], dtype)
+
+
+def _parts(leaves: Sequence[Leaf]) -> list[_Part]:
+    """Return the parts of a plan."""
+    stacks: dict[tuple[Any, ...], list[int]] = {}
+    for index, (weights, coefficients) in enumerate(leaves):
+        small = len(leaves) > 1 and 0 < weights.size <= arithmetic.lane_count(weights.itemsize)
+        width = 1 << (weights.size - 1).bit_length() if small else 0
+        stacks.setdefault((weights.dtype, coefficients, width) if small else (index,), []).append(index)
+    return [_Part(leaves, members, 0 if len(key) == 1 else key[-1]) for key, members in stacks.items()]
+
+
 class _Piece(NamedTuple):
-    """Elements start to stop of a tensor: a chunk, or all there are."""
+    """Elements start to stop of a part: a chunk, or all there are."""
 
     which: int
     start: int
     stop: int
 
 
-def _pieces(tensors: "Sequence[_Tensor]") -> Iterator[list[_Piece]]:
-    """Yield the pieces of tensors, small ones together, so that each list is worth handing to a thread."""
+def _pieces(parts: Sequence[_Part]) -> Iterator[list[_Piece]]:
+    """Yield the pieces of parts, small ones together, so that each list is worth handing to a thread."""
     small: list[_Piece] = []
     room = CHUNK
-    for index, tensor in enumerate(tensors):
-        for start in range(0, tensor.weights.size, CHUNK):
-            piece = _Piece(index, start, min(start + CHUNK, tensor.weights.size))
+    for index, part in enumerate(parts):
+        for start in range(0, part.weights.size, CHUNK):
+            piece = _Piece(index, start, min(start + CHUNK, part.weights.size))
             size = piece.stop - start + CHUNK // 64  # what a call costs, in elements
-            if size > room:
+            if small and size > room:
                 yield small
                 small, room = [], CHUNK
             small.append(piece)
@@ -165,53 +204,45 @@ def _pieces(tensors: "Sequence[_Tensor]") -> Iterator[list[_Piece]]:
         yield small
 
 
-class _Tensor:
-    """What a plan knows of a tensor."""
-
-    __slots__ = ("axes", "coefficients", "compute", "weights")
-
-    def __init__(self, leaf: Leaf) -> None:
-        self.axes = arithmetic.memory_order(leaf.weights)
-        self.weights = _Elements(leaf.weights, self.axes, leaf.weights.dtype)
-        self.compute = arithmetic.compute_dtype(leaf.weights.dtype)
-        self.coefficients = leaf.coefficients
-
-
 class _Pass:
-    """One pass over a tensor, piece by piece, in any order and by several threads at once."""
+    """One pass over a part, piece by piece, in any order and by several threads at once."""
 
-    __slots__ = ("_c1", "_c2", "_chunks", "_gradient", "_tensor", "_wanted", "_writes")
+    __slots__ = ("_c1", "_c2", "_gradient", "_leaves", "_part", "_wanted", "_writes")
 
     def __init__(
         self,
-        tensor: _Tensor,
+        part: _Part,
         mode: Mode,
-        gradient: "_Elements | None",
+        gradient: "_Elements | _Stack | None",
         strength: float,
         upstream: float,
         every_sum: bool,
     ) -> None:
-        self._tensor, self._gradient, self._writes = tensor, gradient, mode
-        l1, l2 = tensor.coefficients.scaled(strength)
+        self._part, self._gradient, self._writes = part, gradient, mode
+        l1, l2 = part.coefficients.scaled(strength)
         self._wanted = (False, False) if mode is Mode.GRADIENT else (l1 != 0 or every_sum, l2 != 0 or every_sum)
-        self._c1, self._c2 = arithmetic.gradient_coefficients(tensor.coefficients, strength, upstream, tensor.compute)
+        self._c1, self._c2 = arithmetic.gradient_coefficients(part.coefficients, strength, upstream, part.compute)
         if mode is Mode.ACCUMULATE and self._c1 == 0 and self._c2 == 0:
             self._gradient = None  # not even `g + 0`, which would turn -0.0 into +0.0
-        # Each chunk is an aligned group of tiles, and so a leaf of the tree; of a sum not wanted +0.0.
-        self._chunks = np.zeros((2, -(-tensor.weights.size // CHUNK)))
+        # Each chunk is an aligned group of tiles, and so a leaf of the tree; each row of a stack is a tensor. +0.0 if a
+        # sum is not wanted.
+        self._leaves = np.zeros((2, -(-part.weights.size // (part.width or CHUNK))))
 
     def take(self, start: int, stop: int, buffers: "_Buffers") -> None:
         """Sum up the elements start to stop, and write their gradient."""
         used = [i for i in (0, 1) if self._wanted[i]]
         if not used and self._gradient is None:
             return
-        n = stop - start
-        x = self._tensor.weights.open(start, stop, buffers, "weights")
+        n, width = stop - start, self._part.width
+        x = self._part.weights.open(start, stop, buffers, "weights")
         if used:
             terms = _terms(x, self._wanted, buffers.get("terms", len(used) * n, _FLOAT64).reshape(-1, n))
-            self._chunks[used, start // CHUNK] = _sum_tiles(terms, x.itemsize)
+            if width:
+                self._leaves[used, start // width : stop // width] = tree_sum(terms.reshape(len(used), -1, width))
+            else:
+                self._leaves[used, start // CHUNK] = _sum_tiles(terms, x.itemsize)
         if self._gradient is not None:
-            adds, compute = self._writes is Mode.ACCUMULATE, self._tensor.compute
+            adds, compute = self._writes is Mode.ACCUMULATE, self._part.compute
             g = self._gradient.open(start, stop, buffers, "gradient", read=adds)
             new = buffers.get("new", n, compute) if adds else g
             _gradient(x, self._c1, self._c2, out=new, scratch=buffers.get("signs", n, compute))
@@ -220,8 +251,8 @@ class _Pass:
             self._gradient.close(start, stop, g)
 
     def sums(self) -> Array:
-        """Return the sums of |w| and w*w, once all pieces are done."""
-        return tree_sum(self._chunks)
+        """Return the sums of |w| and w*w, a row for each tensor, once all pieces are done."""
+        return self._leaves.T if self._part.width else tree_sum(self._leaves)[np.newaxis]
 
 
 class _Buffers:
@@ -382,6 +413,40 @@ class _Elements:
         for block in _blocks(self._view, start, stop):
             yield block, opened[taken : taken + block.size].reshape(block.shape)
             taken += block.size
+
+
+class _Stack:
+    """The elements of small arrays as rows of one width, opened and closed as those of `_Elements`."""
+
+    __slots__ = ("_dtype", "_even", "_views", "_width", "size")
+
+    def __init__(self, views: Sequence[Array], width: int, dtype: np.dtype[Any]) -> None:
+        self.size = len(views) * width
+        self._width, self._dtype = width, dtype
+        self._views = [view.reshape(-1) if view.flags.c_contiguous else view for view in views]
+        self._even = all(view.shape == (width,) for view in self._views)
+
+    def open(self, start: int, stop: int, buffers: _Buffers, name: str, *, read: bool = True) -> Array:
+        """Return the rows of the elements start to stop, 1-d; of any value, if they are not to be read."""
+        opened = buffers.get(name, stop - start, self._dtype)
+        if read and self._even:
+            np.concatenate(self._views[start // self._width : stop // self._width], out=opened)
+        elif read:
+            opened.fill(0)
+            for view, row in self._rows(start, opened):
+                np.copyto(row, view)
+        return opened
+
+    def close(self, start: int, stop: int, opened: Array) -> None:  # noqa: ARG002 - as in `_Elements`
+        """Write what was opened to where it belongs."""
+        for view, row in self._rows(start, opened):
+            np.copyto(view, row, casting="unsafe")
+
+    def _rows(self, start: int, opened: Array) -> Iterator[tuple[Array, Array]]:
+        """Yield each array with its part of what was opened."""
+        first = start // self._width
+        for view, row in zip(itertools.islice(self._views, first, None), opened.reshape(-1, self._width), strict=False):
+            yield view, row[: view.size].reshape(view.shape)
 
 
 def _blocks(array: Array, start: int, stop: int) -> Iterator[Array]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpureg
-from gpureg import samples
+from gpureg import backends, samples
 from gpureg.arithmetic import ROWS
 from gpureg.backends import Mode
 from gpureg.backends import numpy as numpy_backend
@@ -359,9 +359,34 @@ def test_a_numpy_that_adds_rows_in_another_order_gives_the_same_bits(
 
 def test_small_tensors_are_handed_to_threads_together() -> None:
     """A thread is worth its while for a chunk: thousands of small tensors are a few pieces of work, large ones many."""
-    small = [Leaf(np.ones(100, np.float32), regularizer(BOTH).coefficients) for _ in range(1000)]
-    large = [Leaf(np.ones(3 * CHUNK + 1, np.float32), regularizer(BOTH).coefficients)]
-    work = NumpyPlan(small + large)._work  # type: ignore[arg-type]
-    assert sum(len(pieces) for pieces in work) == 1000 + 4
+    middle = [backends.Leaf(np.ones(1000, np.float32), regularizer(BOTH).coefficients) for _ in range(500)]
+    large = [backends.Leaf(np.ones(3 * CHUNK + 1, np.float32), regularizer(BOTH).coefficients)]
+    work = NumpyPlan(middle + large)._work
+    assert sum(len(pieces) for pieces in work) == 500 + 4
     assert 10 <= len(work) <= 30
     assert all(sum(piece.stop - piece.start for piece in pieces) <= CHUNK for pieces in work)
+
+
+def test_tensors_of_a_row_are_stacked_by_dtype_and_coefficients_and_width() -> None:
+    one, other = regularizer(BOTH).coefficients, gpureg.L1(0.1).coefficients
+    sizes = [64, 33, 512, 513, 0, 1, 64, 2000]
+    leaves = [backends.Leaf(np.ones(size, np.float32), own) for own in (one, other) for size in sizes]
+    leaves += [backends.Leaf(np.ones(64), one), backends.Leaf(np.ones(64, np.float16), one)]
+    parts = [(part.width, list(part.members)) for part in NumpyPlan(leaves)._parts]
+    stacks = [(64, [0, 1, 6]), (512, [2]), (0, [3]), (0, [4]), (1, [5]), (0, [7])]
+    more = [(width, [index + 8 for index in members]) for width, members in stacks]
+    assert parts == [*stacks, *more, (64, [16]), (64, [17])]
+    thousands = [backends.Leaf(np.ones(64, np.float32), one) for _ in range(5000)]
+    assert [len(pieces) for pieces in NumpyPlan(thousands)._work] == [1, 1, 1]
+
+
+@given(st.lists(st.integers(0, 600), min_size=2, max_size=40), st.integers(0, 100))
+def test_stacks_have_the_bits_of_tensors_alone(sizes: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tensors = []
+    for size in sizes:
+        dtype = list(DTYPES)[rng.integers(4)]
+        w = content("wide", size * 3, dtype, seed=int(rng.integers(99)))
+        w = (w[:size], w[::3], w[: size // 2 * 2].reshape(2, size // 2).T)[rng.integers(3)]
+        tensors.append((w, BOTH if rng.random() < 0.5 else Rule(l1=0.1), dtype if rng.random() < 0.5 else "float32"))
+    check_call(tensors)

@@ -207,7 +207,7 @@ def test_tables_are_copied_once_for_each_stream_and_gradients(cupy: FakeCupy) ->
     assert uploads(bound, 0) == 0
     assert uploads(bound, 7) == 3 * with_tables
     assert uploads(bound, 0) == uploads(bound, 7) == 0
-    moved = bound.moved([other.data.ptr for other in others])
+    moved = bound.moved(np.array([other.data.ptr for other in others]))
     assert uploads(moved, 0) == with_tables  # where tensors lie
     assert uploads(moved, 0) == uploads(bound, 0) == 0
     assert uploads(tensors.plan.bind(others), 0) == with_tables
@@ -221,7 +221,7 @@ def test_gradients_that_moved_have_the_bits_of_those_bound_anew(cupy: FakeCupy) 
     places = [(bound, tensors.gradients)]
     for _ in range(2):
         gradients = [on_device(cupy, leaf.gradient) for leaf in tensors.host]
-        moved = bound.moved([gradient.data.ptr for gradient in gradients])
+        moved = bound.moved(np.array([gradient.data.ptr for gradient in gradients]))
         assert moved is not None
         places.append((moved, gradients))
     for last, tensors.gradients in places:
@@ -232,10 +232,10 @@ def test_gradients_that_moved_have_the_bits_of_those_bound_anew(cupy: FakeCupy) 
 
 def test_gradients_to_be_copied_are_not_told_by_their_addresses(cupy: FakeCupy) -> None:
     tensors = Tensors(cupy, mixed())
-    places = [gradient.data.ptr for gradient in tensors.gradients]
+    places = np.array([gradient.data.ptr for gradient in tensors.gradients])
     bound = tensors.plan.bind(tensors.gradients)
-    assert bound.moved([place + 8 for place in places]) is not None
-    assert bound.moved([place + 1 for place in places]) is None  # at odd addresses
+    assert bound.moved(places + 8) is not None
+    assert bound.moved(places + 1) is None  # at odd addresses
     strided = Tensors(cupy, mixed(["C", "strided"]))
     assert strided.plan.bind(strided.gradients).moved(places) is None
 

@@ -110,3 +110,38 @@ def test_nothing_penalised_is_a_zero_on_the_device(cupy: FakeCupy) -> None:
     penalty = Penalty({"a": cupy.array(np.ones(3, np.float32))}, {"*": None})
     assert isinstance(penalty(), cupy.ndarray)
     assert penalty().get() == 0.0
+
+
+def test_nothing_is_written_to_gradients_that_have_gone(cupy: FakeCupy) -> None:
+    penalty = Penalty({name: on_device(cupy, w) for name, w in model().items()}, L1(0.1))
+    penalty.grads()
+    launches = len(cupy.launches)
+    for call in (penalty.grads, penalty.value_and_grads):
+        with pytest.raises(TypeError, match=r"out\['0'\] is None"):
+            call(dict.fromkeys(model()))
+    assert len(cupy.launches) == launches
+
+
+@pytest.mark.parametrize("what", ["shape", "strides", "dtype"])
+def test_other_gradients_after_good_ones_are_looked_at_anew(cupy: FakeCupy, what: str) -> None:
+    host = {"a": np.ones((4, 6), np.float16), "b": np.ones(8, np.float16)}
+    penalty = Penalty({name: on_device(cupy, w) for name, w in host.items()}, L1(1.0))
+    good = {name: on_device(cupy, np.zeros_like(w)) for name, w in host.items()}
+    penalty.accumulate_grad(good)
+    if what == "shape":
+        with pytest.raises(ValueError, match=r"grads\['a'\] has shape \(6, 4\)"):
+            penalty.accumulate_grad({**good, "a": on_device(cupy, np.zeros((6, 4), np.float16))})
+    else:
+        dtype = np.float32 if what == "dtype" else np.float16
+        other = np.zeros((4, 6), dtype, order="F" if what == "strides" else "C")
+        grads = {**good, "a": on_device(cupy, other)}
+        penalty.accumulate_grad(grads)
+        assert (grads["a"].get() == 1).all()
+    assert (good["a"].get() == 1).all()
+
+
+def test_factors_of_other_dtypes_are_refused(cupy: FakeCupy) -> None:
+    penalty = Penalty({"a": cupy.array(np.ones(3, np.float32))}, L1(1.0))
+    for dtype in (np.float16, np.int32):
+        with pytest.raises(TypeError, match=f"scale has dtype {np.dtype(dtype)}; expected float32 or float64"):
+            penalty.grads(scale=cupy.array(np.array(1, dtype)))
