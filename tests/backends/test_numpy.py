@@ -390,3 +390,14 @@ def test_stacks_have_the_bits_of_tensors_alone(sizes: list[int], seed: int) -> N
         w = (w[:size], w[::3], w[: size // 2 * 2].reshape(2, size // 2).T)[rng.integers(3)]
         tensors.append((w, BOTH if rng.random() < 0.5 else Rule(l1=0.1), dtype if rng.random() < 0.5 else "float32"))
     check_call(tensors)
+
+
+@pytest.mark.parametrize("size", [60, 64])
+def test_a_stack_of_several_pieces_has_each_tensor_in_its_place(size: int) -> None:
+    count = CHUNK // 64 + 100
+    w, grad = (content(name, count * size, "float32").reshape(count, size) for name in ("wide", "weights"))
+    reg, added = regularizer(BOTH), grad.copy()
+    found = run(backend, Mode.ACCUMULATE, [Leaf(w[i], reg.coefficients, added[i]) for i in range(count)])
+    alone = [reg.accumulate_grad(w[i], grad[i]) for i in range(count)]
+    assert found.rounded.tolist() == [float(value) for value in alone]
+    assert np.array_equal(raw(added), raw(grad))
