@@ -65,7 +65,7 @@ class NumpyPlan:
     def __init__(self, leaves: Sequence[Leaf]) -> None:
         self._coefficients = [leaf.coefficients for leaf in leaves]
         self._parts = _parts(leaves)
-        self._order = np.array([index for part in self._parts for index in part.members], np.intp)
+        self._order = [index for part in self._parts for index in part.members]
         self._work = list(_pieces(self._parts))
 
     def bind(self, gradients: Sequence[Array]) -> "_Bound":  # noqa: D102
@@ -109,23 +109,33 @@ class NumpyPlan:
                 _Pass(part, mode, gradients.parts[i] if gradients else None, strength, upstream, every_sum)
                 for i, part in enumerate(self._parts)
             ]
-
-        def worker(take: Callable[[], list[_Piece] | None]) -> None:
-            buffers = _Buffers()
-            with np.errstate(all="ignore"):  # which each thread has for itself
-                while (work := take()) is not None:
-                    for which, start, stop in work:
-                        passes[which].take(start, stop, buffers)
-
-        threads.share(self._work, worker)
-        with np.errstate(all="ignore"):
-            sums = np.empty((len(self._order), 2))
-            if passes:
-                sums[self._order] = np.concatenate([one.sums() for one in passes])
+            if len(self._work) > 1:
+                threads.share(self._work, functools.partial(_work_off, passes))
+            elif self._work:
+                _take(passes, self._work[0], _Buffers())
+            if len(passes) == 1:
+                sums = passes[0].sums()
+            else:
+                sums = np.empty((len(self._order), 2))
+                if passes:
+                    sums[self._order] = np.concatenate([one.sums() for one in passes])
             leaves = zip(self._coefficients, sums.tolist(), strict=True)
             each = np.array([arithmetic.penalty(own, strength, *pair) for own, pair in leaves])
             total = arithmetic.round_once(float(tree_sum(each)) / divisor, dtype)
             return Results(total, each, each.astype(np.float32), sums if every_sum else None)
+
+
+def _work_off(passes: "Sequence[_Pass]", take: Callable[[], "list[_Piece] | None"]) -> None:
+    """Take pieces until there are no more."""
+    buffers = _Buffers()
+    with np.errstate(all="ignore"):  # which each thread has for itself
+        while (pieces := take()) is not None:
+            _take(passes, pieces, buffers)
+
+
+def _take(passes: "Sequence[_Pass]", pieces: "list[_Piece]", buffers: "_Buffers") -> None:
+    for which, start, stop in pieces:
+        passes[which].take(start, stop, buffers)
 
 
 _FLOAT64 = np.dtype(np.float64)
@@ -171,9 +181,11 @@ class _Part:
 
 def _parts(leaves: Sequence[Leaf]) -> list[_Part]:
     """Return the parts of a plan."""
+    if len(leaves) == 1:
+        return [_Part(leaves, [0], 0)]
     stacks: dict[tuple[Any, ...], list[int]] = {}
     for index, (weights, coefficients) in enumerate(leaves):
-        small = len(leaves) > 1 and 0 < weights.size <= arithmetic.lane_count(weights.itemsize)
+        small = 0 < weights.size <= arithmetic.lane_count(weights.itemsize)
         width = 1 << (weights.size - 1).bit_length() if small else 0
         stacks.setdefault((weights.dtype, coefficients, width) if small else (index,), []).append(index)
     return [_Part(leaves, members, 0 if len(key) == 1 else key[-1]) for key, members in stacks.items()]
@@ -189,6 +201,9 @@ class _Piece(NamedTuple):
 
 def _pieces(parts: Sequence[_Part]) -> Iterator[list[_Piece]]:
     """Yield the pieces of parts, small ones together, so that each list is worth handing to a thread."""
+    if len(parts) == 1 and 0 < parts[0].weights.size <= CHUNK:
+        yield [_Piece(0, 0, parts[0].weights.size)]
+        return
     small: list[_Piece] = []
     room = CHUNK
     for index, part in enumerate(parts):
