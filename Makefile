@@ -15,11 +15,16 @@ extras = .[$(1)$(if $(CUDA),$(comma)$(CUDA))]
 # A Python with CuPy, NumPy and pytest, and PyTorch to compare with; nothing is installed into it.
 GPU_PYTHON ?= python3
 
-.PHONY: help run test bench bench-smoke gpu-check dev lint package clean
+# The environment in which gpureg is compared with the real Keras, and Keras's backends, one run of the tests each.
+FRAMEWORKS ?= .venv-frameworks
+KERAS_BACKENDS ?= tensorflow jax torch
+
+.PHONY: help run test test-frameworks bench bench-smoke gpu-check dev lint package clean
 
 help:
 	@echo 'make run      check the installation, then gpureg at work on large weights and on a real network'
 	@echo 'make test     all tests'
+	@echo 'make test-frameworks  the same inputs through the real Keras and gpureg; installs 4 GB into $(FRAMEWORKS)'
 	@echo 'make bench    benchmarks against the plain expressions and the memory limit, into $(OUT)/bench.json'
 	@echo 'make bench-smoke  only that what is benchmarked is right'
 	@echo 'make gpu-check  all that needs a GPU, in nine minutes, into $(OUT)/gpu-check.json (GPU_PYTHON has CuPy)'
@@ -44,6 +49,20 @@ run: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup $(PYTEST_ARGS)
+
+$(FRAMEWORKS)/.installed: pyproject.toml tests/frameworks/constraints.txt
+	$(MAKE) --no-print-directory VENV=$(FRAMEWORKS) $(FRAMEWORKS)/bin/python
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint tests/frameworks/constraints.txt \
+		--editable '.[test-frameworks]'
+	@touch $@
+
+test-frameworks: $(FRAMEWORKS)/.installed
+	@mkdir -p $(OUT)/keras
+	set -e; for backend in $(KERAS_BACKENDS); do \
+		echo "== Keras on $$backend"; \
+		KERAS_BACKEND=$$backend KERAS_HOME=$(OUT)/keras \
+			$(FRAMEWORKS)/bin/python -m pytest tests/frameworks $(PYTEST_ARGS); \
+	done
 
 bench: $(VENV)/.installed-bench
 	@mkdir -p $(OUT)
@@ -73,4 +92,4 @@ package: $(VENV)/.installed-dev
 	$(BIN)/python .ci/package.py $(OUT)/dist
 
 clean:
-	rm -rf $(VENV) .venv-oldest $(OUT) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest $(FRAMEWORKS) $(OUT) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,7 +3,22 @@
 from gpureg.environment import xp
 from gpureg.functional import l1_loss, l2_loss
 from gpureg.penalty import Penalty
-from gpureg.regularizers import L1, L1L2, L2, HalvedL2, Regularizer, l1, l1_l2, l2
+from gpureg.regularizers import (
+    L1,
+    L1L2,
+    L2,
+    HalvedL2,
+    LayerPenalties,
+    OrthogonalRegularizer,
+    Regularizer,
+    deserialize,
+    get,
+    l1,
+    l1_l2,
+    l2,
+    orthogonal_regularizer,
+    serialize,
+)
 from gpureg.rules import Rules
 from gpureg.threads import get_num_threads, set_num_threads
 
@@ -14,15 +29,21 @@ __all__ = [
     "L1L2",
     "L2",
     "HalvedL2",
+    "LayerPenalties",
+    "OrthogonalRegularizer",
     "Penalty",
     "Regularizer",
     "Rules",
+    "deserialize",
+    "get",
     "get_num_threads",
     "l1",
     "l1_l2",
     "l1_loss",
     "l2",
     "l2_loss",
+    "orthogonal_regularizer",
+    "serialize",
     "set_num_threads",
     "xp",
 ]

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,9 @@ def test_a_finite_number_that_is_not_negative_is_a_coefficient(cls: Any, name: s
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_anything_else_is_a_value_error_that_names_it(cls: Any, name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{name} must be a finite number that is not negative, not "):
+    with pytest.raises(
+        ValueError, match=f"^Invalid value for argument {name}: expected a non-negative float.Received: {name}="
+    ):
         cls(**{name: value})
 
 
@@ -91,12 +94,22 @@ def test_the_repr_makes_an_equal_one() -> None:
 
 
 def test_lower_case_names_are_the_same_classes() -> None:
-    assert (gpureg.l1, gpureg.l2, gpureg.l1_l2) == (L1, L2, L1L2)
+    for module in (gpureg, gpureg.regularizers):
+        assert (module.l1, module.l2, module.l1_l2) == (L1, L2, L1L2)
+        assert module.orthogonal_regularizer is module.OrthogonalRegularizer
+
+
+def test_the_error_says_what_was_given() -> None:
+    with pytest.raises(ValueError, match=r"Received: l1='0.1'$"):
+        L1("0.1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"Received: l1=one far too large$"):
+        L1(10**5000)
 
 
 def test_the_base_has_no_penalty() -> None:
-    with pytest.raises(TypeError, match="abstract"):
-        Regularizer()  # type: ignore[abstract]
+    for use in (Regularizer(), Regularizer().grad, Regularizer().activity):
+        with pytest.raises(TypeError, match=r"^Regularizer has no penalty: it needs coefficients, or a __call__"):
+            use(np.ones(2))
 
 
 def test_a_class_of_a_users_own_needs_its_coefficients_alone() -> None:
@@ -106,9 +119,79 @@ def test_a_class_of_a_users_own_needs_its_coefficients_alone() -> None:
             return Coefficients(1.0, 0.0, 0.0)
 
     assert Lasso()(np.array([1.0, -2.0])) == 3
+    assert Lasso().activity(np.array([1.0, -2.0])) == 1.5
     assert Lasso() != Lasso()  # a plain class, equal to itself alone
-    with pytest.raises(TypeError, match="Lasso is no dataclass, so it must have a get_config of its own"):
+    with pytest.raises(NotImplementedError, match=r"does not implement get_config\(\), and is no dataclass"):
         Lasso().get_config()
+
+
+class OwnL2(Regularizer):
+    """As Keras's documentation writes one."""
+
+    def __init__(self, l2: float = 0.0) -> None:
+        self.l2 = l2
+
+    def __call__(self, x: Any) -> Any:
+        return self.l2 * np.sum(np.square(x))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"l2": float(self.l2)}
+
+
+def test_a_class_of_a_users_own_may_have_just_a_call() -> None:
+    w = np.ones((5, 5))
+    own = OwnL2(l2=0.5)
+    assert own(w) == 12.5
+    assert own.activity(w) == 2.5
+    assert own.activity(w[:0]) == 0
+    assert OwnL2.from_config(own.get_config())(w) == 12.5
+    with pytest.raises(ValueError, match="x is 0-d"):
+        own.activity(np.float64(1))
+    with pytest.raises(TypeError, match="x must be an array, not float"):
+        own.activity(1.0)
+
+
+def test_a_call_of_its_own_decides_the_activity_too() -> None:
+    class Doubled(L1):
+        def __call__(self, w: Any) -> Any:
+            return 2 * super().__call__(w)
+
+    assert Doubled(0.5)(np.ones((2, 3))) == 6
+    assert Doubled(0.5).activity(np.ones((2, 3))) == 3
+
+
+NEED_COEFFICIENTS: dict[str, Callable[[Any, Any], Any]] = {
+    "grad": lambda own, w: own.grad(w),
+    "value_and_grad": lambda own, w: own.value_and_grad(w),
+    "accumulate_grad": lambda own, w: own.accumulate_grad(w, np.zeros_like(w)),
+    "prox_": lambda own, w: own.prox_(w, 0.1),
+}
+
+
+@pytest.mark.parametrize("method", NEED_COEFFICIENTS)
+def test_what_a_call_alone_cannot_give_is_refused(method: str) -> None:
+    w = np.ones((2, 2))
+    with pytest.raises(TypeError, match=r"^OwnL2 has no coefficients of sum\|w\| and sum w\*w: its penalty is what"):
+        NEED_COEFFICIENTS[method](OwnL2(0.5), w)
+    assert (w == 1).all()
+
+
+def test_a_model_s_penalty_refuses_it_and_names_the_tensor() -> None:
+    with pytest.raises(TypeError, match=r"^weights\['a'\]: OwnL2 has no coefficients"):
+        gpureg.Penalty({"a": np.ones(2)}, OwnL2(0.5))
+
+
+def test_a_dataclass_with_a_call_may_have_any_fields() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Power(Regularizer):
+        name: str = "p"
+        power: int = -1
+
+        def __call__(self, w: Any) -> Any:
+            return np.sum(np.abs(w) ** self.power)
+
+    assert Power().get_config() == {"name": "p", "power": -1}
+    assert Power()(np.array([2.0])) == 0.5
 
 
 def test_a_dataclass_of_a_users_own_gets_the_rest() -> None:
@@ -123,7 +206,7 @@ def test_a_dataclass_of_a_users_own_gets_the_rest() -> None:
     assert Ridge(None) == Ridge(0.5)  # type: ignore[arg-type]
     assert Ridge(1.0) != Ridge(2.0)
     assert Ridge.from_config(Ridge(2.0).get_config()) == Ridge(2.0)
-    with pytest.raises(ValueError, match=r"^strength must be"):
+    with pytest.raises(ValueError, match=r"^Invalid value for argument strength: "):
         Ridge(-1.0)
 
 

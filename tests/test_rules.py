@@ -230,7 +230,7 @@ def test_a_predicate_that_fails_on_what_others_take_matches_none_of_it() -> None
 
 @pytest.mark.parametrize(
     ("returned", "shown"),
-    [(None, "None"), (1, "1"), ("yes", "'yes'"), (np.True_, r"a bool\w*: np\.True_"), (re.match("f", "fc"), "a Match"),
+    [(None, "None"), (1, "1"), ("yes", "'yes'"), (re.match("f", "fc"), "a Match"),
      (VECTOR > 0, "a ndarray: array"), (np.ones((9, 9)), "a ndarray$")],  # the last without its 9 lines
 )  # fmt: skip
 def test_a_predicate_must_return_a_bool(returned: Any, shown: str) -> None:
@@ -330,14 +330,14 @@ def test_a_regularizer_may_be_given_by_its_configuration(config: Any, regularize
 
 
 NAMED_SO = "a penalty has l1, l2, l1 and l2, or halved_l2, not {"
-NO_NUMBER = "must be a finite number that is not negative, not"
+no_number = "Invalid value for argument {0}: expected a non-negative float.Received: {0}={1}".format
 
 
 @pytest.mark.parametrize(
     ("config", "expected"),
     [({}, f"{NAMED_SO}}}"), ({"l3": 1.0}, f"{NAMED_SO}'l3': 1.0}}"), ({"l1": 1.0, "halved_l2": 1.0}, NAMED_SO),
-     ({"l2": 1.0, 3: 1.0}, NAMED_SO), ({"l1": -1.0}, f"l1 {NO_NUMBER} -1.0"),
-     ({"l1": 1.0, "l2": True}, f"l2 {NO_NUMBER} True"), ({"halved_l2": "1"}, f"l2 {NO_NUMBER} '1'"),
+     ({"l2": 1.0, 3: 1.0}, NAMED_SO), ({"l1": -1.0}, no_number("l1", -1.0)),
+     ({"l1": 1.0, "l2": True}, no_number("l2", True)), ({"halved_l2": "1"}, no_number("l2", "'1'")),
      ({"l1": None}, "a coefficient must be a number, not None: {'l1': None}")],
 )  # fmt: skip
 def test_a_configuration_with_other_names_or_numbers_is_refused(config: Any, expected: str) -> None:
@@ -435,9 +435,9 @@ def test_a_configuration_of_what_cannot_be_described() -> None:
 
     with pytest.raises(TypeError, match=r"^rules\[1\] \(predicate is_head\): a predicate has no configuration"):
         Rules([("*", None), (is_head, None)]).get_config()
-    with pytest.raises(TypeError, match=r"^rules\[0\] \(\*\): only gpureg's own regularizers .* not a Mine: "):
+    with pytest.raises(TypeError, match=r"^rules\[0\] \(\*\): only L1, L2, L1L2 and HalvedL2 .* not a Mine: "):
         Rules([("*", Mine(0.5))]).get_config()
-    with pytest.raises(TypeError, match=r"^default: only gpureg's own regularizers"):
+    with pytest.raises(TypeError, match=r"^default: only L1, L2, L1L2 and HalvedL2 "):
         Rules([], default=Mine(0.5)).get_config()
 
 
@@ -465,7 +465,7 @@ def of(**rule: Any) -> dict[str, Any]:
     return {"rules": [MATCH, rule]}
 
 
-FINITE = f"rules[1] (a*): l1 {NO_NUMBER}"
+FINITE = f"rules[1] (a*): {no_number('l1', '')}"
 EXPECTED = "expected a regularizer, its configuration"
 WRONG: dict[str, tuple[Any, type[Exception]]] = {
     "the configuration must be a table, not a list: []": ([], TypeError),
@@ -489,9 +489,9 @@ WRONG: dict[str, tuple[Any, type[Exception]]] = {
     "rules[1]: flags must be of the letters aimsx, not 'iu'": (of(regex="x", flags="iu", penalty="none"), ValueError),
     "rules[1]: flags must be a string, not 2": (of(regex="x", flags=2, penalty="none"), TypeError),
     f"rules[1] (a*): {EXPECTED}": (of(match="a*", penalty=0.5), TypeError),
-    f"{FINITE} -1": (of(match="a*", penalty={"l1": -1}), ValueError),
-    f"{FINITE} 'none'": (of(match="a*", penalty={"l1": "none"}), ValueError),
-    f"{FINITE} nan": (of(match="a*", penalty={"l1": float("nan")}), ValueError),
+    f"{FINITE}-1": (of(match="a*", penalty={"l1": -1}), ValueError),
+    f"{FINITE}'none'": (of(match="a*", penalty={"l1": "none"}), ValueError),
+    f"{FINITE}nan": (of(match="a*", penalty={"l1": float("nan")}), ValueError),
 }
 
 
