@@ -101,7 +101,7 @@ PLANTS = {
     ),
     "less in flight than before, gradient": Plant(
         penalty_pass("bfloat16", "bfloat16", Mode.GRADIENT, l1=True, l2=True),
-        "in flight", "penalty.cu", r"(?<=BFloat16, GRADIENT> = )[^;]*", "8",
+        "in flight", "penalty.cu", r"(?<=ROWS_AT_A_TIME = )[^;]*", "8",
     ),
     "threads unknown": Plant(VALUE, "launch bounds", "penalty.cu", r"__launch_bounds__\([^)]*\)", ""),
 }  # fmt: skip
