@@ -18,26 +18,31 @@ from gpureg.libraries import DTYPES, Library
 
 def value(w: Any, coefficients: Coefficients, dtype: Any = None) -> Any:
     """Return the penalty of w."""
-    library, backend, native = _weights(w)
+    library, backend, native = weights(w)
     result = _result_dtype(library, native, dtype)
     return library.scalar(backend.plan([Leaf(native, coefficients)]).value(result).total)
 
 
 def activity(x: Any, coefficients: Coefficients) -> Any:
     """Return the penalty of x over the length of its first axis, the batch; 0 for an empty batch."""
-    library, backend, native = _weights(x, "x")
-    if native.ndim == 0:
-        raise ValueError("x is 0-d; an activity penalty is divided by x.shape[0], so x needs a first axis, the batch")
+    library, backend, native = weights(x, "x")
+    divisor = max(batch(native.shape), 1)
     result = arithmetic.result_dtype([native.dtype])
-    batch = max(native.shape[0], 1)
-    return library.scalar(backend.plan([Leaf(native, coefficients)]).value(result, divisor=batch).total)
+    return library.scalar(backend.plan([Leaf(native, coefficients)]).value(result, divisor=divisor).total)
+
+
+def batch(shape: Sequence[int]) -> int:
+    """Return the batch that an activity penalty is divided by, the length of x's first axis."""
+    if len(shape) == 0:
+        raise ValueError("x is 0-d; an activity penalty is divided by x.shape[0], so x needs a first axis, the batch")
+    return shape[0]
 
 
 def gradient(w: Any, coefficients: Coefficients, out: Any = None) -> Any:
     """Write the gradient at w to `out`, a new array if there is none, and return it."""
-    library, backend, native = _weights(w)
+    library, backend, native = weights(w)
     out = library.empty_like(w) if out is None else out
-    other = _apart(library, backend, native, out, "out")
+    other = apart(library, backend, native, out, "out")
     plan = backend.plan([Leaf(native, coefficients)])
     plan.gradient(plan.bind([other]))
     return out
@@ -45,9 +50,9 @@ def gradient(w: Any, coefficients: Coefficients, out: Any = None) -> Any:
 
 def value_and_gradient(w: Any, coefficients: Coefficients, out: Any = None) -> tuple[Any, Any]:
     """Return the penalty of w, and the gradient as `gradient` does."""
-    library, backend, native = _weights(w)
+    library, backend, native = weights(w)
     out = library.empty_like(w) if out is None else out
-    other = _apart(library, backend, native, out, "out")
+    other = apart(library, backend, native, out, "out")
     plan = backend.plan([Leaf(native, coefficients)])
     result = plan.value_and_gradient(_result_dtype(library, native), plan.bind([other]))
     return library.scalar(result.total), out
@@ -55,33 +60,28 @@ def value_and_gradient(w: Any, coefficients: Coefficients, out: Any = None) -> t
 
 def accumulate(w: Any, coefficients: Coefficients, grad: Any) -> Any:
     """Add the gradient at w to `grad` and return the penalty of w."""
-    library, backend, native = _weights(w)
-    other = _apart(library, backend, native, grad, "grad")
+    library, backend, native = weights(w)
+    other = apart(library, backend, native, grad, "grad")
     plan = backend.plan([Leaf(native, coefficients)])
     return library.scalar(plan.accumulate(_result_dtype(library, native), plan.bind([other])).total)
 
 
 def proximal(w: Any, coefficients: Coefficients, step: float) -> Any:
     """Take the proximal step on w, in place, and return w."""
-    library, backend, native = _weights(w)
+    library, backend, native = weights(w)
     _check_writable(library, w, native, "w")
     backend.proximal([Leaf(native, coefficients)], step)
     return w
 
 
-def natives(w: Any, gradient: tuple[Any] | None = None, name: str = "out") -> tuple[Library, Any, Any]:
-    """Return the library of w, w and a gradient as their backend takes them: for what the library itself computes."""
-    library, backend, native = _weights(w)
-    return library, native, None if gradient is None else _apart(library, backend, native, gradient[0], name)
-
-
-def _weights(w: Any, name: str = "w") -> tuple[Library, Backend, Any]:
+def weights(w: Any, name: str = "w") -> tuple[Library, Backend, Any]:
+    """Return the library of w, the backend that computes where it lives, and w as that takes it."""
     library = libraries.of(w, name)
     native = library.native(w, name)
     return library, library.backend(native), native
 
 
-def _apart(library: Library, backend: Backend, w: Any, gradient: Any, name: str) -> Any:
+def apart(library: Library, backend: Backend, w: Any, gradient: Any, name: str) -> Any:
     """Return a gradient as its backend takes it, once it is sure that it may be written as w's."""
     native = _gradient(library, w, gradient, name, "w")
     if backend.overlap(native, w):
@@ -296,20 +296,19 @@ def _together(named: Sequence[tuple[str, Any]], like: Any) -> tuple[Library, lis
     return library, natives
 
 
-def is_array(thing: Any) -> bool:
-    """Return whether something is an array of a known library."""
+def library_of(thing: Any) -> Library | None:
+    """Return the library of an array; None for anything else."""
     try:
-        libraries.of(thing, "")
+        return libraries.of(thing, "")
     except TypeError:
-        return False
-    return True
+        return None
 
 
 def memory_of(array: Any) -> Any:
     """Return a key that arrays have in common which are the same elements in memory; None for what has none."""
-    if not is_array(array) or isinstance(array, np.generic):
+    library = library_of(array)
+    if library is None or isinstance(array, np.generic):
         return id(array)  # what a scalar says of its memory is of a copy
-    library = libraries.of(array, "")
     if not array.size:
         return None
     (address,) = library.addresses([array])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from gpureg import dispatch
 from gpureg.libraries import type_name
 from gpureg.serialization import get, serialize
 
@@ -106,6 +107,5 @@ def quotient(regularizer: Callable[[Any], Any], x: Any) -> Any:
     shape = getattr(x, "shape", None)
     if shape is None:
         raise TypeError(f"x must be an array, not {type_name(x)}")
-    if len(shape) == 0:
-        raise ValueError("x is 0-d; an activity penalty is divided by x.shape[0], so x needs a first axis, the batch")
-    return regularizer(x) / shape[0] if shape[0] else 0.0
+    divisor = dispatch.batch(shape)
+    return regularizer(x) / divisor if divisor else 0.0

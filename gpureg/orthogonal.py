@@ -22,7 +22,7 @@ _BLOCK = 2**22
 
 def value(w: Any, factor: float, mode: str) -> Any:
     """Return the penalty of w."""
-    library, native, _ = dispatch.natives(w)
+    library, _, native = dispatch.weights(w)
     total, _ = _penalty(native, factor, mode, gradient=False)
     return library.scalar(total)
 
@@ -31,9 +31,10 @@ def value_and_gradient(
     w: Any, factor: float, mode: str, out: Any = None, *, accumulate: bool = False
 ) -> tuple[Any, Any]:
     """Return the penalty of w, and where its gradient was written; or added, to an `out` that must be there."""
+    library, backend, native = dispatch.weights(w)
     if out is None and not accumulate:
-        out = dispatch.natives(w)[0].empty_like(w)
-    library, native, target = dispatch.natives(w, (out,), "grad" if accumulate else "out")
+        out = library.empty_like(w)
+    target = dispatch.apart(library, backend, native, out, "grad" if accumulate else "out")
     total, gradient = _penalty(native, factor, mode, gradient=True)
     with _device(native), np.errstate(all="ignore"):
         result = target.astype(np.float64) + gradient if accumulate else gradient

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gpureg.arithmetic import Coefficients
-from gpureg.dispatch import Tensors, is_array, memory_of
+from gpureg.dispatch import Tensors, library_of, memory_of
 from gpureg.named import Named, look_up
 from gpureg.regularizers import Regularizer
 from gpureg.rules import Rules
@@ -315,7 +315,7 @@ class Penalty:
                 for (name, array), verdict in zip(named.pairs, verdicts, strict=True)
                 if verdict.regularizer is not None
             ]
-            like = next((array for _, array in named.pairs if is_array(array)), None)
+            like = next((array for _, array in named.pairs if library_of(array) is not None), None)
             tensors = _tensors(leaves, like)
             self._named, self._leaves, self._like = named, leaves, like
             self._all = tensors

@@ -201,9 +201,6 @@ class _Piece(NamedTuple):
 
 def _pieces(parts: Sequence[_Part]) -> Iterator[list[_Piece]]:
     """Yield the pieces of parts, small ones together, so that each list is worth handing to a thread."""
-    if len(parts) == 1 and 0 < parts[0].weights.size <= CHUNK:
-        yield [_Piece(0, 0, parts[0].weights.size)]
-        return
     small: list[_Piece] = []
     room = CHUNK
     for index, part in enumerate(parts):

@@ -391,29 +391,32 @@ def test_what_is_left_behind_is_seen(case: Seen, tmp_path: Path) -> None:
 
 # Sizes of 32 bits ----------------------------------------------------------------------------------------------------
 
-SHORT_OF_PASS = [
-    pytest.param(
-        "static_cast<unsigned long long>(tile) * TILE",
-        "tile * TILE",
-        0,
-        id="where a tile begins",
-    ),
-    pytest.param(
-        "left = tensor.size - start",
-        "left = static_cast<unsigned>(tensor.size - start)",
-        0,
-        id="what is left",
-    ),
-    pytest.param(
-        "static_cast<int>(left < TILE ? left : TILE)",
-        "static_cast<int>(static_cast<unsigned>(left) < TILE ? left : TILE)",
-        1,
-        id="what is left of a misaligned tensor",
-    ),
-]
+
+def short(tile: str, whole: str) -> list[object]:
+    """Return where 32 bits are too few, of a tile of this number and of what has the size of the whole."""
+    return [
+        pytest.param(
+            f"static_cast<unsigned long long>({tile}) * TILE",
+            f"{tile} * TILE",
+            0,
+            id="where a tile begins",
+        ),
+        pytest.param(
+            f"left = {whole}.size - start",
+            f"left = static_cast<unsigned>({whole}.size - start)",
+            0,
+            id="what is left",
+        ),
+        pytest.param(
+            "static_cast<int>(left < TILE ? left : TILE)",
+            "static_cast<int>(static_cast<unsigned>(left) < TILE ? left : TILE)",
+            1,
+            id="what is left of a misaligned tensor",
+        ),
+    ]
 
 
-@pytest.mark.parametrize(("right", "wrong", "offset"), SHORT_OF_PASS)
+@pytest.mark.parametrize(("right", "wrong", "offset"), short("tile", "tensor"))
 def test_32_bits_are_seen_to_be_too_few_in_a_pass(right: str, wrong: str, offset: int, tmp_path: Path) -> None:
     Fault("penalty.cu", right, wrong).plant(tmp_path)
     kernels = ("penalty_pass<Half, float, ACCUMULATE, true, true>",)
@@ -421,29 +424,7 @@ def test_32_bits_are_seen_to_be_too_few_in_a_pass(right: str, wrong: str, offset
         far.check_pass(library(Build(kernels=kernels, folder=tmp_path)), "float16", "float32", offset)
 
 
-SHORT_OF_STEP = [
-    pytest.param(
-        "static_cast<unsigned long long>(blockIdx.x) * TILE",
-        "blockIdx.x * TILE",
-        0,
-        id="where a tile begins",
-    ),
-    pytest.param(
-        "left = step.size - start",
-        "left = static_cast<unsigned>(step.size - start)",
-        0,
-        id="what is left",
-    ),
-    pytest.param(
-        "static_cast<int>(left < TILE ? left : TILE)",
-        "static_cast<int>(static_cast<unsigned>(left) < TILE ? left : TILE)",
-        1,
-        id="what is left of a misaligned tensor",
-    ),
-]
-
-
-@pytest.mark.parametrize(("right", "wrong", "offset"), SHORT_OF_STEP)
+@pytest.mark.parametrize(("right", "wrong", "offset"), short("blockIdx.x", "step"))
 def test_32_bits_are_seen_to_be_too_few_in_a_step(right: str, wrong: str, offset: int, tmp_path: Path) -> None:
     Fault("proximal.cu", right, wrong).plant(tmp_path)
     kernels = ("proximal_step<Half>",)
