@@ -83,6 +83,15 @@ def _wrong(bound: Callable[[single.Case], float], case: Case, model: Model, entr
     return wrong_gradients(case, model, entry) if case.adds else None
 
 
+def _foreach_norm_bound(case: single.Case) -> float:
+    """Return the bound for `torch._foreach_norm`, which adds float32 squares in the lanes of a register.
+
+    A register has 8 lanes or 16, so a lane of a tensor of n elements is added to at most n / 8 times, each off by
+    2**-24; the rest is as for other plain forms. It is really off by 0.3% for the embedding of GPT-2.
+    """
+    return case.elements / 8 * 2.0**-24 + checks.plain_bound(case)
+
+
 def sum_squares(case: Case, model: Model) -> float:
     """Return the sum of the squares of all weights that are penalised."""
     flat = (model.weights[name].reshape(-1) for name in case.penalised)
@@ -229,13 +238,15 @@ def _torch_foreach_add(value: Callable[[list[Any]], Any], weights: list[Any], gr
 
 
 def _on_tensors(name: str, run: Callable[[list[Any], list[Any]], Any]) -> Contender:
+    bound = _foreach_norm_bound if "_foreach_norm" in name else checks.plain_bound
+
     def enter(case: Case, model: Model) -> Entry:
         weights, gradients = (
             [torch.from_numpy(arrays[each]) for each in case.penalised] for arrays in (model.weights, model.gradients)
         )
         return Entry(partial(run, weights, gradients), lambda: model.gradients)
 
-    return Contender(name, "other", enter, partial(_wrong, checks.plain_bound))
+    return Contender(name, "other", enter, partial(_wrong, bound))
 
 
 # JAX, whose arrays are its own

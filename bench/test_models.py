@@ -71,12 +71,13 @@ def test_a_wrong_total_is_an_error(case: Case) -> None:
     for each in field(case):
         if each.role != "limit":
             with pytest.raises(WrongError, match="the total is"):
-                _entered(case, each._replace(enter=functools.partial(_one_percent_more, each)))
+                _entered(case, each._replace(enter=functools.partial(_too_much, each)))
 
 
-def _one_percent_more(contender: Contender, case: Case, model: Model) -> Entry:
+def _too_much(contender: Contender, case: Case, model: Model) -> Entry:
     entry = contender.enter(case, model)
-    return entry._replace(run=lambda: entry.run() * 1.01)
+    factor = 1.5 if "_foreach_norm" in contender.name else 1.01  # which may be off by some percent
+    return entry._replace(run=lambda: entry.run() * factor)
 
 
 @pytest.mark.parametrize("case", [_small(case) for case in CASES if case.adds], ids=str)
