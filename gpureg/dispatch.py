@@ -5,7 +5,7 @@ Everything is checked before anything is written.
 
 import operator
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,17 +18,26 @@ from gpureg.libraries import DTYPES, Library
 
 def value(w: Any, coefficients: Coefficients, dtype: Any = None) -> Any:
     """Return the penalty of w."""
-    library, backend, native = weights(w)
-    result = _result_dtype(library, native, dtype)
-    return library.scalar(backend.plan([Leaf(native, coefficients)]).value(result).total)
+    library = libraries.of(w, "w")
+    if library.records((w,)):
+        return library.recorded((w,), (coefficients,), _result_dtype(library, _dtype(library, w, "w"), dtype))
+    native = library.native(w, "w")
+    result = _result_dtype(library, native.dtype, dtype)
+    return library.own(library.backend(native).plan([Leaf(native, coefficients)]).value(result).total)
 
 
 def activity(x: Any, coefficients: Coefficients) -> Any:
     """Return the penalty of x over the length of its first axis, the batch; 0 for an empty batch."""
-    library, backend, native = weights(x, "x")
+    library = libraries.of(x, "x")
+    if library.records((x,)):
+        batch(x.shape)
+        result = _result_dtype(library, _dtype(library, x, "x"))
+        return library.recorded((x,), (coefficients,), result, over_batch=True)
+    native = library.native(x, "x")
     divisor = max(batch(native.shape), 1)
-    result = arithmetic.result_dtype([native.dtype])
-    return library.scalar(backend.plan([Leaf(native, coefficients)]).value(result, divisor=divisor).total)
+    result = _result_dtype(library, native.dtype)
+    plan = library.backend(native).plan([Leaf(native, coefficients)])
+    return library.own(plan.value(result, divisor=divisor).total)
 
 
 def batch(shape: Sequence[int]) -> int:
@@ -41,21 +50,19 @@ def batch(shape: Sequence[int]) -> int:
 def gradient(w: Any, coefficients: Coefficients, out: Any = None) -> Any:
     """Write the gradient at w to `out`, a new array if there is none, and return it."""
     library, backend, native = weights(w)
-    out = library.empty_like(w) if out is None else out
-    other = apart(library, backend, native, out, "out")
+    other = target(library, backend, native, w, out)
     plan = backend.plan([Leaf(native, coefficients)])
     plan.gradient(plan.bind([other]))
-    return out
+    return library.own(other) if out is None else out
 
 
 def value_and_gradient(w: Any, coefficients: Coefficients, out: Any = None) -> tuple[Any, Any]:
     """Return the penalty of w, and the gradient as `gradient` does."""
     library, backend, native = weights(w)
-    out = library.empty_like(w) if out is None else out
-    other = apart(library, backend, native, out, "out")
+    other = target(library, backend, native, w, out)
     plan = backend.plan([Leaf(native, coefficients)])
-    result = plan.value_and_gradient(_result_dtype(library, native), plan.bind([other]))
-    return library.scalar(result.total), out
+    result = plan.value_and_gradient(_result_dtype(library, native.dtype), plan.bind([other]))
+    return library.own(result.total), library.own(other) if out is None else out
 
 
 def accumulate(w: Any, coefficients: Coefficients, grad: Any) -> Any:
@@ -63,7 +70,7 @@ def accumulate(w: Any, coefficients: Coefficients, grad: Any) -> Any:
     library, backend, native = weights(w)
     other = apart(library, backend, native, grad, "grad")
     plan = backend.plan([Leaf(native, coefficients)])
-    return library.scalar(plan.accumulate(_result_dtype(library, native), plan.bind([other])).total)
+    return library.own(plan.accumulate(_result_dtype(library, native.dtype), plan.bind([other])).total)
 
 
 def proximal(w: Any, coefficients: Coefficients, step: float) -> Any:
@@ -79,6 +86,11 @@ def weights(w: Any, name: str = "w") -> tuple[Library, Backend, Any]:
     library = libraries.of(w, name)
     native = library.native(w, name)
     return library, library.backend(native), native
+
+
+def target(library: Library, backend: Backend, native: Any, w: Any, out: Any) -> Any:
+    """Return where the gradient of w is written to, as its backend takes it: `out`, or new memory if there is none."""
+    return library.empty_like(w) if out is None else apart(library, backend, native, out, "out")
 
 
 def apart(library: Library, backend: Backend, w: Any, gradient: Any, name: str) -> Any:
@@ -128,10 +140,19 @@ def _overlaps_itself(array: Any) -> bool:
     return False
 
 
-def _result_dtype(library: Library, w: Any, dtype: Any = None) -> np.dtype[Any]:
+def _dtype(library: Library, array: Any, name: str) -> np.dtype[Any]:
+    """Return the dtype of weights that may have no elements yet."""
+    dtype = library.dtype(array.dtype)
+    if dtype is None:
+        raise TypeError(f"{name} has dtype {array.dtype}; expected {' or '.join(DTYPES)}")
+    libraries.check_dtype(dtype, name, DTYPES)
+    return dtype
+
+
+def _result_dtype(library: Library, own: np.dtype[Any], dtype: Any = None) -> np.dtype[Any]:
     """Return the dtype of a penalty: what the caller asked for, else float64 for float64 weights and float32."""
     if dtype is None:
-        return arithmetic.result_dtype([w.dtype])
+        return arithmetic.result_dtype([own])
     result = library.dtype(dtype)
     if result is None or result.name not in DTYPES or not result.isnative:
         raise TypeError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -150,33 +171,47 @@ class Tensors:
     ) -> None:
         self.names = [name for name, _ in named]
         self.arrays = [array for _, array in named]
-        self.library, self._natives = _together(named, np.empty(0) if like is None else like)
-        self._backend = self.library.backend(self._natives[0] if self._natives else like)
-        leaves = [Leaf(native, own) for native, own in zip(self._natives, coefficients, strict=True)]
-        self._plan = self._backend.plan(leaves)
-        self.itemsizes = [native.itemsize for native in self._natives]
-        self.dtype = arithmetic.result_dtype([native.dtype for native in self._natives])
-        self._spans = np.array(self.library.addresses(self._natives), np.int64) + _extents(self._natives)
+        self._coefficients = coefficients
+        self.library = _one_library(named, np.empty(0) if like is None else like)
+        dtypes = [_dtype(self.library, array, _label(name)) for name, array in named]
+        self.itemsizes = [dtype.itemsize for dtype in dtypes]
+        self.dtype = arithmetic.result_dtype(dtypes)
+        self._traced = next((name for name, array in named if self.library.traced(array)), None)
+        self._natives = [] if self._traced else _on_one_device(self.library, named)
+        self._backend = self.library.backend(self._natives[0] if self._natives else None)
+        self._plan = self._backend.plan([Leaf(*each) for each in zip(self._natives, coefficients, strict=False)])
+        self._spans = np.array(list(map(self._backend.address, self._natives)), np.int64) + _extents(self._natives)
         self._last: _Accepted | None = None
 
+    def total(self, strength: Any) -> Any:
+        """Return the sum of the penalties, 0-d, as the library's own."""
+        if self.library.records(self.arrays):
+            return self.library.recorded(self.arrays, self._coefficients, self.dtype, strength=strength)
+        return self.library.own(self.value(strength=strength).total)
+
     def value(self, *, strength: Any = 1.0, sums: bool = False) -> Values:
-        """Return the penalties."""
+        """Return the penalties, each."""
+        self._check_elements()
         return self._plan.value(self.dtype, strength=strength, sums=sums)
 
-    def gradient(self, gradients: Sequence[Any], *, strength: Any, upstream: Any) -> None:
-        """Write the gradients, which errors call `out`."""
-        bound = self._bind(gradients, "out", strength, upstream)
+    def gradient(self, gradients: Sequence[Any] | None, *, strength: Any, upstream: Any) -> list[Any]:
+        """Write the gradients, which errors call `out`, to new arrays if none are given, and return them."""
+        bound, written = self._bind_or_make(gradients, strength, upstream)
         self._plan.gradient(bound, strength=strength, upstream=upstream)
+        return written()
 
-    def value_and_gradient(self, gradients: Sequence[Any], *, strength: Any, upstream: Any) -> Values:
-        """Write the gradients, which errors call `out`, and return the penalties."""
-        bound = self._bind(gradients, "out", strength, upstream)
-        return self._plan.value_and_gradient(self.dtype, bound, strength=strength, upstream=upstream)
+    def value_and_gradient(
+        self, gradients: Sequence[Any] | None, *, strength: Any, upstream: Any
+    ) -> tuple[Any, list[Any]]:
+        """Return the sum of the penalties, 0-d, and what `gradient` does."""
+        bound, written = self._bind_or_make(gradients, strength, upstream)
+        values = self._plan.value_and_gradient(self.dtype, bound, strength=strength, upstream=upstream)
+        return self.library.own(values.total), written()
 
-    def accumulate(self, gradients: Sequence[Any], *, strength: Any, upstream: Any) -> Values:
-        """Add to gradients and return the penalties."""
+    def accumulate(self, gradients: Sequence[Any], *, strength: Any, upstream: Any) -> Any:
+        """Add to gradients and return the sum of the penalties, 0-d."""
         bound = self._bind(gradients, "grads", strength, upstream)
-        return self._plan.accumulate(self.dtype, bound, strength=strength, upstream=upstream)
+        return self.library.own(self._plan.accumulate(self.dtype, bound, strength=strength, upstream=upstream).total)
 
     def factor(self, given: Any, name: str) -> Any:
         """Return a factor as backends take it: a number, or a 0-d array where the weights live, read there."""
@@ -187,14 +222,31 @@ class Tensors:
                 raise ValueError(f"{name} is too large for a float") from None
         if not self.library.owns(type(given)) or isinstance(given, np.generic):
             raise TypeError(f"{name} must be a number or a 0-d array of the weights' library, not {given!r:.200}")
+        if self.library.traced(given):
+            return given
         native = self.library.native(given, name, ("float32", "float64"))
         if native.shape != ():
             raise ValueError(f"{name} has shape {native.shape}; expected a number or a 0-d array")
         if self._natives and (device := self.library.device(native)) != (home := self.library.device(self._natives[0])):
             raise ValueError(f"{name} is on {device}, but the weights are on {home}; both must be on one device")
-        if self.library.addresses([native])[0] % native.itemsize:
+        if self._backend.address(native) % native.itemsize:
             raise ValueError(f"{name} lies at an address that is no multiple of its {native.itemsize} bytes; copy it")
         return native
+
+    def _check_elements(self) -> None:
+        if self._traced is not None:
+            raise TypeError(
+                f"{_label(self._traced)} is traced and has no elements; of a traced model there is only the sum of "
+                "all penalties"
+            )
+
+    def _bind_or_make(self, gradients: Sequence[Any] | None, *factors: Any) -> tuple[Any, Callable[[], list[Any]]]:
+        """Return gradients as the plan's passes take them, and what returns them when they are written."""
+        if gradients is not None:
+            return self._bind(gradients, "out", *factors), lambda: list(gradients)
+        self._check_elements()
+        natives = [self.library.empty_like(array) for array in self.arrays]
+        return self._plan.bind(natives), lambda: list(map(self.library.own, natives))
 
     def _bind(self, gradients: Sequence[Any], what: str, *factors: Any) -> Any:
         """Return gradients as the plan's passes take them, once it is sure that all may be written.
@@ -202,6 +254,7 @@ class Tensors:
         The same arrays as last time are known by identity; other ones of the same types, shapes, strides and dtypes
         only by where they lie. None must not be among them: it is what is left of an array that has gone.
         """
+        self._check_elements()
         bound = self._bound(gradients, what)
         for factor in factors:
             if not isinstance(factor, float):
@@ -254,7 +307,7 @@ class Tensors:
         """Refuse a factor that is read from where gradients are written to."""
         if self._last is None:
             return
-        (start,) = self.library.addresses([factor])
+        start = self._backend.address(factor)
         starts, stops = self._last.spans
         for index in np.flatnonzero((starts < start + factor.itemsize) & (stops > start)).tolist():
             if self._backend.overlap(factor, self.library.native(gradients[index], "")):
@@ -279,21 +332,34 @@ class _Accepted(NamedTuple):
         return all(map(operator.is_, map(operator.call, self.arrays), gradients))
 
 
-def _together(named: Sequence[tuple[str, Any]], like: Any) -> tuple[Library, list[Any]]:
-    """Return the one library of arrays, that of `like` if there are none, and the arrays as a backend takes them."""
-    library = libraries.of(named[0][1], f"weights[{named[0][0]!r}]") if named else libraries.of(like, "weights")
-    natives, home = [], None
+def _label(name: str) -> str:
+    return f"weights[{name!r}]"
+
+
+def _one_library(named: Sequence[tuple[str, Any]], like: Any) -> Library:
+    """Return the one library of arrays, that of `like` if there are none."""
+    if not named:
+        return libraries.of(like, "weights")
+    first = _label(named[0][0])
+    library = libraries.of(named[0][1], first)
     for name, array in named:
-        label, first = f"weights[{name!r}]", f"weights[{named[0][0]!r}]"
-        own = libraries.of(array, label)
+        own = libraries.of(array, _label(name))
         if own is not library:
-            raise TypeError(f"{label} is of {own.name}, but {first} is of {library.name}; all must be of one library")
-        natives.append(library.native(array, label))
-        device = library.device(natives[-1])
-        home = device if home is None else home
-        if device != home:
-            raise ValueError(f"{label} is on {device}, but {first} is on {home}; all must be on one device")
-    return library, natives
+            raise TypeError(
+                f"{_label(name)} is of {own.name}, but {first} is of {library.name}; all must be of one library"
+            )
+    return library
+
+
+def _on_one_device(library: Library, named: Sequence[tuple[str, Any]]) -> list[Any]:
+    """Return arrays as their backend takes them, once it is sure that they are on one device."""
+    natives = [library.native(array, _label(name)) for name, array in named]
+    for (name, _), native in zip(named, natives, strict=True):
+        if (device := library.device(native)) != (home := library.device(natives[0])):
+            raise ValueError(
+                f"{_label(name)} is on {device}, but {_label(named[0][0])} is on {home}; all must be on one device"
+            )
+    return natives
 
 
 def library_of(thing: Any) -> Library | None:
@@ -304,16 +370,34 @@ def library_of(thing: Any) -> Library | None:
         return None
 
 
+def dtype_name(array: Any) -> str:
+    """Return the name of an array's dtype, or of the type of what is no array."""
+    library = library_of(array)
+    if library is None:
+        return str(getattr(array, "dtype", type(array).__name__))
+    return str(library.dtype(array.dtype) or array.dtype)
+
+
+def moves(array: Any) -> bool:
+    """Return whether an array may get other memory while it stays the same object."""
+    library = library_of(array)
+    return library is not None and library.moves(array)
+
+
 def memory_of(array: Any) -> Any:
     """Return a key that arrays have in common which are the same elements in memory; None for what has none."""
     library = library_of(array)
-    if library is None or isinstance(array, np.generic):
+    if library is None or isinstance(array, np.generic) or library.traced(array):
         return id(array)  # what a scalar says of its memory is of a copy
-    if not array.size:
+    try:
+        native = library.native(array, "")
+    except TypeError:  # nothing that can be penalised
+        return id(array)
+    if not native.size:
         return None
-    (address,) = library.addresses([array])
-    low, _ = memory.extent(array.shape, array.strides, array.itemsize)
-    return library.name, str(array.dtype), address + low, memory.lattice(array.shape, array.strides)
+    low, _ = memory.extent(native.shape, native.strides, native.itemsize)
+    address = library.backend(native).address(native) + low
+    return library.name, str(native.dtype), address, memory.lattice(native.shape, native.strides)
 
 
 def _extents(natives: Sequence[Any]) -> memory.Ints:

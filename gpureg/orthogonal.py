@@ -24,7 +24,7 @@ def value(w: Any, factor: float, mode: str) -> Any:
     """Return the penalty of w."""
     library, _, native = dispatch.weights(w)
     total, _ = _penalty(native, factor, mode, gradient=False)
-    return library.scalar(total)
+    return library.own(total)
 
 
 def value_and_gradient(
@@ -32,14 +32,15 @@ def value_and_gradient(
 ) -> tuple[Any, Any]:
     """Return the penalty of w, and where its gradient was written; or added, to an `out` that must be there."""
     library, backend, native = dispatch.weights(w)
-    if out is None and not accumulate:
-        out = library.empty_like(w)
-    target = dispatch.apart(library, backend, native, out, "grad" if accumulate else "out")
+    if accumulate:
+        target = dispatch.apart(library, backend, native, out, "grad")
+    else:
+        target = dispatch.target(library, backend, native, w, out)
     total, gradient = _penalty(native, factor, mode, gradient=True)
     with _device(native), np.errstate(all="ignore"):
         result = target.astype(np.float64) + gradient if accumulate else gradient
         target[...] = result.astype(target.dtype)
-    return library.scalar(total), out
+    return library.own(total), library.own(target) if out is None else out
 
 
 def _penalty(native: Any, factor: float, mode: str, *, gradient: bool) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gpureg.arithmetic import Coefficients
-from gpureg.dispatch import Tensors, library_of, memory_of
+from gpureg.dispatch import Tensors, dtype_name, library_of, memory_of, moves
 from gpureg.named import Named, look_up
 from gpureg.regularizers import Regularizer
 from gpureg.rules import Rules
@@ -169,7 +169,7 @@ class Penalty:
         """
         with self._lock:
             tensors = self._select(scope)
-            return tensors.library.scalar(tensors.value(strength=self._factor(tensors)).total)
+            return tensors.total(self._factor(tensors))
 
     def losses(self, scope: Scope = None) -> dict[str, Any]:
         """Return the penalty of each penalised tensor by name, 0-d.
@@ -185,9 +185,9 @@ class Penalty:
         with self._lock:
             tensors = self._select(scope)
             values = tensors.value(strength=self._factor(tensors))
-            each, rounded, scalar = values.each, values.rounded, tensors.library.scalar
+            each, rounded, own = values.each, values.rounded, tensors.library.own
             return {
-                name: scalar(each[i] if width == 8 else rounded[i])
+                name: own(each[i] if width == 8 else rounded[i])
                 for i, (name, width) in enumerate(zip(tensors.names, tensors.itemsizes, strict=True))
             }
 
@@ -202,8 +202,8 @@ class Penalty:
         """
         with self._lock:
             tensors = self._select(scope)
-            sums, scalar = tensors.value(strength=1.0, sums=True).sums, tensors.library.scalar
-            return {name: (scalar(sums[i, 0]), scalar(sums[i, 1])) for i, name in enumerate(tensors.names)}
+            sums, own = tensors.value(strength=1.0, sums=True).sums, tensors.library.own
+            return {name: (own(sums[i, 0]), own(sums[i, 1])) for i, name in enumerate(tensors.names)}
 
     def grads(self, out: Any = None, *, scale: Any = None) -> dict[str, Any]:
         """Return the gradient of the total at each penalised tensor, by name.
@@ -217,18 +217,16 @@ class Penalty:
         """
         with self._lock:
             tensors = self._select(None)
-            outs = _outs(tensors, out)
-            tensors.gradient(outs, strength=self._factor(tensors), upstream=_scale(tensors, scale))
-            return dict(zip(tensors.names, outs, strict=True))
+            factors = {"strength": self._factor(tensors), "upstream": _scale(tensors, scale)}
+            return dict(zip(tensors.names, tensors.gradient(_outs(tensors, out), **factors), strict=True))
 
     def value_and_grads(self, out: Any = None, *, scale: Any = None) -> tuple[Any, dict[str, Any]]:
         """Return the total, and what `grads` returns, in one pass."""
         with self._lock:
             tensors = self._select(None)
-            outs = _outs(tensors, out)
             factors = {"strength": self._factor(tensors), "upstream": _scale(tensors, scale)}
-            total = tensors.library.scalar(tensors.value_and_gradient(outs, **factors).total)
-            return total, dict(zip(tensors.names, outs, strict=True))
+            total, gradients = tensors.value_and_gradient(_outs(tensors, out), **factors)
+            return total, dict(zip(tensors.names, gradients, strict=True))
 
     def accumulate_grad(self, grads: Any, scale: Any = None) -> Any:
         """Add the gradient of the total to gradients, in place, and return the total: one pass, no temporary.
@@ -259,7 +257,7 @@ class Penalty:
                 there = tuple(gradient is not None for gradient in found)
                 tensors, found = self._part(there), list(itertools.compress(found, there))
             factors = {"strength": self._factor(tensors), "upstream": _scale(tensors, scale)}
-            total = tensors.library.scalar(tensors.accumulate(found, **factors).total)
+            total = tensors.accumulate(found, **factors)
             self.step += 1
             return total
 
@@ -319,6 +317,7 @@ class Penalty:
             tensors = _tensors(leaves, like)
             self._named, self._leaves, self._like = named, leaves, like
             self._all = tensors
+            self._moving = any(moves(array) for _, array, _ in leaves)
             self._parts: dict[tuple[bool, ...], Tensors] = {}
             self._scopes: dict[Scope, tuple[bool, ...]] = {}
             self._explanation = _explain(named.pairs, verdicts)
@@ -347,7 +346,7 @@ class Penalty:
         return verdicts
 
     def _keep_current(self) -> None:
-        if not self._named.is_current():
+        if self._moving or not self._named.is_current():
             self.refresh()
 
     def _select(self, scope: Scope) -> Tensors:
@@ -412,10 +411,10 @@ def _scale(tensors: Tensors, scale: Any) -> Any:
     return 1.0 if scale is None else tensors.factor(scale, "scale")
 
 
-def _outs(tensors: Tensors, out: Any) -> list[Any]:
-    """Return where gradients go: to the arrays given by name, or to new ones."""
+def _outs(tensors: Tensors, out: Any) -> list[Any] | None:
+    """Return where gradients go: to the arrays given by name, or None for new ones."""
     if out is None:
-        return [tensors.library.empty_like(array) for array in tensors.arrays]
+        return None
     outs = look_up(out, tensors.names, "out")
     for name, each in zip(tensors.names, outs, strict=True):
         if each is None:
@@ -430,6 +429,5 @@ def _explain(pairs: Sequence[tuple[str, Any]], verdicts: Sequence[_Verdict]) -> 
     rows = []
     for (name, array), shape, size, verdict in zip(pairs, shapes, sizes, verdicts, strict=True):
         own = verdict.regularizer.coefficients if verdict.regularizer else Coefficients(0.0, 0.0, 0.0)
-        dtype = str(getattr(array, "dtype", type(array).__name__))
-        rows.append(Row(name, shape, dtype, verdict.reason, own.l1, own.l2, size / total))
+        rows.append(Row(name, shape, dtype_name(array), verdict.reason, own.l1, own.l2, size / total))
     return Explanation(rows)

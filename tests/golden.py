@@ -100,6 +100,9 @@ class ReferenceBackend:
     def to_numpy(self, array: Any) -> Array:
         return np.asarray(array)
 
+    def address(self, array: Array) -> int:
+        return array.ctypes.data
+
     def overlap(self, first: Array, second: Array) -> bool:
         return bool(np.shares_memory(first, second))
 

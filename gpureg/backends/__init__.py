@@ -129,6 +129,9 @@ class Backend(Protocol):
     def to_numpy(self, array: Any) -> NDArray[Any]:
         """Return a NumPy array with the contents of an array or 0-d value of the backend."""
 
+    def address(self, array: Any) -> int:
+        """Return where the first element of an array lies."""
+
     def overlap(self, first: Any, second: Any) -> bool:
         """Return whether two arrays share any memory, or might in a way too costly to rule out."""
 

@@ -112,6 +112,9 @@ class CudaBackend:
     def to_numpy(self, array: Any) -> NDArray[Any]:  # noqa: D102
         return np.asarray(array.get())
 
+    def address(self, array: Any) -> int:  # noqa: D102
+        return int(array.data.ptr)
+
     def overlap(self, first: Any, second: Any) -> bool:  # noqa: D102
         return backends.load("numpy").overlap(_shadow(first), _shadow(second))
 

@@ -49,6 +49,10 @@ class NumpyBackend:
     def to_numpy(self, array: Any) -> Array:  # noqa: D102
         return np.asarray(array)
 
+    def address(self, array: Array) -> int:  # noqa: D102
+        address: int = array.__array_interface__["data"][0]
+        return address
+
     def overlap(self, first: Array, second: Array) -> bool:  # noqa: D102
         try:
             return np.shares_memory(first, second, max_work=OVERLAP_WORK)  # type: ignore[arg-type] # any int is taken

@@ -3,15 +3,21 @@
 A library is one small file here: how its arrays are seen by the backend that computes where they live, without a
 copy, and how a result becomes the library's own. No library is imported to find out whose array something is; the
 name of its type's package tells.
+
+Where a library keeps a record of what is done to its arrays, to differentiate or compile it, a penalty is an entry in
+that record: see `Library.records`.
 """
 
 import functools
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Protocol, cast
+from types import ModuleType
+from typing import Any, NoReturn, Protocol, cast
 
 import numpy as np
 
+from gpureg import backends
+from gpureg.arithmetic import Coefficients
 from gpureg.backends import Backend
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -32,7 +38,7 @@ class Library(Protocol):
         """Return whether a type of the package is one of its arrays."""
 
     def backend(self, native: Any) -> Backend:
-        """Return the backend that computes where a native array lives."""
+        """Return the backend that computes where a native array lives, or where results are of no array at all."""
 
     def native(self, array: Any, name: str, dtypes: Sequence[str] = DTYPES) -> Any:
         """Return an array as its backend takes it, without a copy; a TypeError says what it is and what is taken."""
@@ -50,20 +56,51 @@ class Library(Protocol):
         """
 
     def addresses(self, arrays: Sequence[Any]) -> list[int]:
-        """Return where the first element of each array lies."""
+        """Return where the first element of each array lies, all of types that this library owns."""
 
     def empty_like(self, array: Any) -> Any:
-        """Return a new array of the same shape, dtype, layout and device, its elements not set."""
+        """Return a new native array of the shape, dtype, layout and device of an array, its elements not set."""
 
-    def scalar(self, value: Any) -> Any:
-        """Return a backend's 0-d result as the library's own."""
+    def own(self, native: Any) -> Any:
+        """Return a new native array, or a backend's 0-d result, as the library's own."""
+
+    def moves(self, array: Any) -> bool:
+        """Return whether an array may get other memory while it stays the same object."""
+
+    def traced(self, array: Any) -> bool:
+        """Return whether an array has no elements yet, but stands for one in a program that is being recorded."""
+
+    def records(self, arrays: Sequence[Any]) -> bool:
+        """Return whether a penalty of these arrays must be what `recorded` returns; it must for traced ones."""
+
+    def recorded(
+        self,
+        arrays: Sequence[Any],
+        coefficients: Sequence[Coefficients],
+        dtype: np.dtype[Any],
+        *,
+        strength: Any = 1.0,
+        over_batch: bool = False,
+    ) -> Any:
+        """Return the total penalty of arrays as something that the library differentiates and compiles.
+
+        `over_batch` divides it by the length of the first axis of the only array.
+        """
 
     def dtype(self, dtype: Any) -> np.dtype[Any] | None:
         """Return the NumPy dtype of a name or one of the library's own dtypes; None for what is no dtype."""
 
 
-# By the top-level package of the array's type or of one of its bases.
-_MODULES = {"numpy": "gpureg.libraries.numpy", "cupy": "gpureg.libraries.cupy"}
+# By the top-level package of the array's type or of one of its bases. The arrays of JAX come from two.
+_MODULES = {
+    "numpy": "gpureg.libraries.numpy",
+    "cupy": "gpureg.libraries.cupy",
+    "tensorflow": "gpureg.libraries.tensorflow",
+    "jax": "gpureg.libraries.jax",
+    "jaxlib": "gpureg.libraries.jax",
+}
+
+_NAMES = ("numpy", "cupy", "tensorflow", "jax")
 
 
 def of(array: Any, name: str) -> Library:
@@ -71,7 +108,7 @@ def of(array: Any, name: str) -> Library:
     library = _of_type(type(array))  # type: ignore[arg-type] # types are hashable; mypy doubts it of type[Any]
     if library is None:
         raise TypeError(
-            f"{name} must be an array of {' or '.join(_MODULES)}, not {type_name(array)}; "
+            f"{name} must be an array of {', '.join(_NAMES[:-1])} or {_NAMES[-1]}, not {type_name(array)}; "
             "lists, Python numbers and strings are not taken: make an array of them first"
         )
     return library
@@ -92,6 +129,38 @@ def type_name(thing: Any) -> str:
     """Return the name of a thing's type for an error, with its module."""
     kind = type(thing)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def cuda_backend(whose: str) -> Backend:
+    """Return the CUDA backend; a RuntimeError says why some arrays cannot be computed on."""
+    backend = backends.load("cuda")
+    if (reason := backend.unusable()) is not None:
+        raise RuntimeError(f"{whose} cannot be computed on here: {reason}")
+    return backend
+
+
+def cupy(why: str) -> ModuleType:
+    """Return CuPy, by which backends see the GPU arrays of all libraries; an error says what to install."""
+    try:
+        return import_module("cupy")
+    except ModuleNotFoundError:
+        raise RuntimeError(f"{why}, which needs CuPy: pip install 'gpureg[cuda13]', or gpureg[cuda12]") from None
+
+
+class Unrecorded:
+    """What a library has in common with others that keep no record, and whose arrays keep their memory."""
+
+    def moves(self, array: Any) -> bool:  # noqa: ARG002, D102
+        return False
+
+    def traced(self, array: Any) -> bool:  # noqa: ARG002, D102
+        return False
+
+    def records(self, arrays: Sequence[Any]) -> bool:  # noqa: ARG002, D102
+        return False
+
+    def recorded(self, arrays: Sequence[Any], *_: Any, **__: Any) -> NoReturn:  # noqa: D102
+        raise NotImplementedError(f"no record is kept of what is done to {type_name(arrays[0])}")
 
 
 def check_dtype(dtype: np.dtype[Any], name: str, dtypes: Sequence[str]) -> None:

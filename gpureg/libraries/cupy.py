@@ -6,12 +6,11 @@ from typing import Any
 import cupy
 import numpy as np
 
-from gpureg import backends
 from gpureg.backends import Backend
-from gpureg.libraries import DTYPES, check_dtype, numpy_dtype
+from gpureg.libraries import DTYPES, Unrecorded, check_dtype, cuda_backend, numpy_dtype
 
 
-class CupyLibrary:
+class CupyLibrary(Unrecorded):
     """The library of CuPy arrays; see `gpureg.libraries.Library` for each method."""
 
     name = "cupy"
@@ -20,10 +19,7 @@ class CupyLibrary:
         return issubclass(kind, cupy.ndarray)
 
     def backend(self, native: Any) -> Backend:  # noqa: ARG002, D102
-        backend = backends.load("cuda")
-        if (reason := backend.unusable()) is not None:
-            raise RuntimeError(f"CuPy arrays cannot be computed on here: {reason}")
-        return backend
+        return cuda_backend("CuPy arrays")
 
     def native(self, array: Any, name: str, dtypes: Sequence[str] = DTYPES) -> Any:  # noqa: D102
         check_dtype(array.dtype, name, dtypes)
@@ -50,8 +46,8 @@ class CupyLibrary:
         with array.device:
             return cupy.empty_like(array)
 
-    def scalar(self, value: Any) -> Any:  # noqa: D102
-        return value
+    def own(self, native: Any) -> Any:  # noqa: D102
+        return native
 
     def dtype(self, dtype: Any) -> np.dtype[Any] | None:  # noqa: D102
         return numpy_dtype(dtype)

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from gpureg import backends
 from gpureg.backends import Backend
-from gpureg.libraries import DTYPES, check_dtype, numpy_dtype
+from gpureg.libraries import DTYPES, Unrecorded, check_dtype, numpy_dtype
 
 
-class NumpyLibrary:
+class NumpyLibrary(Unrecorded):
     """The library of NumPy arrays; see `gpureg.libraries.Library` for each method."""
 
     name = "numpy"
@@ -49,8 +49,8 @@ class NumpyLibrary:
     def empty_like(self, array: Any) -> NDArray[Any]:  # noqa: D102
         return np.empty_like(np.asarray(array))  # a subclass is not asked: it may have its own idea of empty_like
 
-    def scalar(self, value: Any) -> Any:  # noqa: D102
-        return value
+    def own(self, native: Any) -> Any:  # noqa: D102
+        return native
 
     def dtype(self, dtype: Any) -> np.dtype[Any] | None:  # noqa: D102
         return numpy_dtype(dtype)

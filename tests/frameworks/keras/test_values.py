@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gpureg
-from tests.frameworks.sides import gradient, number, orthogonal_bound, outcome, sum_bound, tensor
+from tests.frameworks.keras.sides import gradient, number, orthogonal_bound, outcome, sum_bound, tensor
 
 W = np.array([[1, -2], [-3, 4]], np.float32)
 ARGUMENTS = {"L1": (0.1,), "L2": (0.3,), "L1L2": (0.1, 0.3)}

@@ -10,7 +10,7 @@ import pytest
 
 import gpureg
 from gpureg import regularizers
-from tests.frameworks.sides import outcome
+from tests.frameworks.keras.sides import outcome
 
 THEIRS = keras.regularizers
 ARGUMENTS = {"L1": (0.5,), "L2": (0.25,), "L1L2": (0.5, 0.25), "OrthogonalRegularizer": (0.5, "columns")}

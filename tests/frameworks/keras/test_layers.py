@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gpureg
-from tests.frameworks.sides import number, sum_bound, tensor
+from tests.frameworks.keras.sides import number, sum_bound, tensor
 
 PARTS = ("kernel", "bias", "activity")
 ONES = np.ones((5, 5), np.float32)

@@ -1,0 +1,174 @@
+"""TensorFlow tensors and variables: a native array is a view of their memory by NumPy or CuPy, not to be written to.
+
+An eager tensor's penalty is a backend's, entered on the tapes that watch with a gradient of its own, also a backend's.
+A symbolic one, as functions that TensorFlow compiles get them, has no elements yet: its penalty is made of TensorFlow's
+own operations. Values stay on the device; TensorFlow has streams of its own there, so they are waited for.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import tensorflow as tf
+
+from gpureg import arithmetic, backends
+from gpureg.arithmetic import Coefficients
+from gpureg.backends import Backend, Leaf, Plan
+from gpureg.libraries import DTYPES, check_dtype, cuda_backend, cupy, traced
+
+_ALIGNMENT = 64
+"""TensorFlow ends the process when a tensor's memory begins elsewhere."""
+
+
+class TensorflowLibrary:
+    """The library of TensorFlow tensors; see `gpureg.libraries.Library` for each method."""
+
+    name = "tensorflow"
+
+    def owns(self, kind: type) -> bool:  # noqa: D102
+        return issubclass(kind, tf.Tensor | tf.Variable)
+
+    def backend(self, native: Any) -> Backend:  # noqa: D102
+        return (
+            backends.load("numpy")
+            if native is None or isinstance(native, np.ndarray)
+            else cuda_backend("TensorFlow's GPU tensors")
+        )
+
+    def native(self, array: Any, name: str, dtypes: Sequence[str] = DTYPES) -> Any:  # noqa: D102
+        if self.traced(array):
+            raise TypeError(
+                f"{name} is symbolic and has no elements; of what tf.function or a graph traces there is only the "
+                "penalty itself"
+            )
+        dtype = self.dtype(array.dtype)
+        if dtype is None:
+            raise TypeError(f"{name} has dtype {array.dtype.name}; expected {' or '.join(dtypes)}")
+        check_dtype(dtype, name, dtypes)
+        tensor = tf.convert_to_tensor(array)
+        if dtype.name == "bfloat16":  # which neither NumPy nor DLPack's readers take from a stranger
+            tensor = tf.bitcast(tensor, tf.int16)
+        if "GPU" in tensor.device:
+            tf.test.experimental.sync_devices()
+            native = cupy(f"{name} is a TensorFlow tensor on {tensor.device}").from_dlpack(tensor)
+        else:
+            native = np.asarray(tensor)
+        return native.view(ml_dtypes.bfloat16) if dtype.name == "bfloat16" else native
+
+    def writable(self, array: Any) -> bool:  # noqa: ARG002, D102
+        return False
+
+    def device(self, native: Any) -> str:  # noqa: D102
+        return "cpu" if isinstance(native, np.ndarray) else f"cuda:{native.device.id}"
+
+    def signatures(self, arrays: Sequence[Any]) -> Any:  # noqa: D102
+        return [(array.shape, array.dtype, array.device) for array in arrays]
+
+    def addresses(self, arrays: Sequence[Any]) -> list[int]:  # noqa: D102
+        natives = [self.native(array, "") for array in arrays]
+        return [self.backend(native).address(native) for native in natives]
+
+    def empty_like(self, array: Any) -> Any:  # noqa: D102
+        native = self.native(array, "w")
+        if not isinstance(native, np.ndarray):
+            with native.device:
+                return cupy("").empty_like(native)
+        room = np.empty(native.nbytes + _ALIGNMENT, np.uint8)
+        start = -room.ctypes.data % _ALIGNMENT
+        return room[start : start + native.nbytes].view(native.dtype).reshape(native.shape)
+
+    def own(self, native: Any) -> Any:  # noqa: D102
+        if isinstance(native, np.generic):
+            return tf.constant(native)
+        if not isinstance(native, np.ndarray):
+            native.device.synchronize()
+        elif not native.ndim or not native.size:
+            return tf.convert_to_tensor(native)
+        if native.dtype.name != "bfloat16":
+            return tf.experimental.dlpack.from_dlpack(native.__dlpack__())
+        return tf.bitcast(tf.experimental.dlpack.from_dlpack(native.view(np.int16).__dlpack__()), tf.bfloat16)
+
+    def dtype(self, dtype: Any) -> np.dtype[Any] | None:  # noqa: D102
+        try:
+            result: np.dtype[Any] = np.dtype(tf.as_dtype(dtype).base_dtype.as_numpy_dtype)
+        except (TypeError, KeyError):
+            return None
+        return result
+
+    def moves(self, array: Any) -> bool:  # noqa: D102
+        return isinstance(array, tf.Variable)
+
+    def traced(self, array: Any) -> bool:  # noqa: D102
+        return not tf.executing_eagerly() or tf.is_symbolic_tensor(array)
+
+    def records(self, arrays: Sequence[Any]) -> bool:  # noqa: D102
+        return bool(arrays)  # TensorFlow does not tell whether a tape watches
+
+    def recorded(  # noqa: D102
+        self,
+        arrays: Sequence[Any],
+        coefficients: Sequence[Coefficients],
+        dtype: np.dtype[Any],
+        *,
+        strength: Any = 1.0,
+        over_batch: bool = False,
+    ) -> Any:
+        tensors = [tf.convert_to_tensor(array) for array in arrays]
+        batch: Any = 1
+        if over_batch:
+            length = tensors[0].shape[0]
+            batch = tf.maximum(tf.shape(tensors[0])[0], 1) if length is None else max(length, 1)
+        if any(map(self.traced, tensors)):
+            operations = traced.Operations(tf.abs, tf.reduce_sum, _widened, partial(tf.cast, dtype=dtype))
+            return traced.penalty(operations, tensors, coefficients, strength, batch)
+        return self._on_tapes(tensors, coefficients, dtype, strength, batch)
+
+    def _on_tapes(
+        self,
+        tensors: Sequence[Any],
+        coefficients: Sequence[Coefficients],
+        dtype: np.dtype[Any],
+        strength: Any,
+        batch: int,
+    ) -> Any:
+        """Return the total with its gradient, and that with its own, which is all there is."""
+
+        @tf.custom_gradient  # type: ignore[untyped-decorator] # it has no hints
+        def penalty(*tensors: Any) -> tuple[Any, Callable[[Any], Any]]:
+            total = self._plan(tensors, coefficients).value(dtype, strength=strength, divisor=batch).total
+            return self.own(total), lambda upstream: slopes(tf.cast(upstream, tf.float64) / batch, *tensors)
+
+        @tf.custom_gradient  # type: ignore[untyped-decorator] # likewise
+        def slopes(upstream: Any, *tensors: Any) -> tuple[Any, Callable[..., Any]]:
+            plan, outs = self._plan(tensors, coefficients), [self.empty_like(tensor) for tensor in tensors]
+            factor = self.native(upstream, "the upstream gradient")
+            plan.gradient(plan.bind(outs), strength=strength, upstream=factor)
+
+            def second(*directions: Any) -> list[Any]:
+                factors = [tf.cast(strength, tensor.dtype) for tensor in tensors]
+                steps = [
+                    factor * tf.reduce_sum(direction * (own.l1 * tf.sign(tensor) + own.twice_l2 * tensor))
+                    for factor, direction, own, tensor in zip(factors, directions, coefficients, tensors, strict=True)
+                ]
+                curved = [
+                    direction * (own.twice_l2 * factor * tf.cast(upstream, tensor.dtype))
+                    for factor, direction, own, tensor in zip(factors, directions, coefficients, tensors, strict=True)
+                ]
+                return [tf.add_n([tf.cast(step, tf.float64) for step in steps]), *curved]
+
+            return list(map(self.own, outs)), second
+
+        return penalty(*tensors)
+
+    def _plan(self, tensors: Sequence[Any], coefficients: Sequence[Coefficients]) -> Plan:
+        natives = [self.native(tensor, "w") for tensor in tensors]
+        return self.backend(natives[0]).plan([Leaf(*each) for each in zip(natives, coefficients, strict=True)])
+
+
+def _widened(tensor: Any) -> Any:
+    return tf.cast(tensor, arithmetic.compute_dtype(np.dtype(tensor.dtype.as_numpy_dtype)))
+
+
+library = TensorflowLibrary()
