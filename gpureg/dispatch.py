@@ -266,18 +266,19 @@ class Tensors:
         if last is not None and last.bound is not None and last.is_of(gradients):
             return last.bound
         types = list(map(type, gradients))
-        if last is not None and types == last.types and self.library.signatures(gradients) == last.signatures:
-            natives, extents, signatures = None, last.extents, last.signatures
-        else:
+        natives, extents, survey = None, None, None
+        if last is not None and types == last.types:
+            survey = self.library.survey(gradients)
+            extents = last.extents if survey[0] == last.signature else None
+        if survey is None or extents is None:
             last = None
             labels = [f"{what}[{name!r}]" for name in self.names]
             natives = [
                 _gradient(self.library, native, gradient, label, f"weights[{name!r}]")
                 for native, gradient, label, name in zip(self._natives, gradients, labels, self.names, strict=True)
             ]
-            extents = _extents(natives)
-            signatures = self.library.signatures(gradients)
-        addresses = np.array(self.library.addresses(gradients), np.int64)
+            survey, extents = self.library.survey(gradients), _extents(natives)
+        addresses = np.array(survey[1], np.int64)
         spans = addresses + extents
         self._check_memory(spans, gradients, what)
         bound = last.bound.moved(addresses) if last is not None and last.bound is not None else None
@@ -286,7 +287,7 @@ class Tensors:
                 natives = [self.library.native(gradient, "") for gradient in gradients]
             bound = self._plan.bind(natives)
         kept = None if bound.keeps_arrays else bound
-        self._last = _Accepted(list(map(weakref.ref, gradients)), types, signatures, extents, spans, kept)
+        self._last = _Accepted(list(map(weakref.ref, gradients)), types, survey[0], extents, spans, kept)
         return bound
 
     def _check_memory(self, spans: memory.Ints, gradients: Sequence[Any], what: str) -> None:
@@ -322,7 +323,7 @@ class _Accepted(NamedTuple):
 
     arrays: list[weakref.ref[Any]]  # not kept alive: a framework makes new gradients for each step
     types: list[type]
-    signatures: Any
+    signature: Any
     extents: memory.Ints
     spans: memory.Ints
     bound: Any  # as the plan takes them, if that keeps no array alive

@@ -49,14 +49,12 @@ class Library(Protocol):
     def device(self, native: Any) -> str:
         """Return where a native array lives; one call computes on one device."""
 
-    def signatures(self, arrays: Sequence[Any]) -> Any:
-        """Return of arrays, all of types that this library owns, what checks depend on but where they lie.
+    def survey(self, arrays: Sequence[Any]) -> tuple[Any, list[int]]:
+        """Return of writable arrays, all of types that this library owns, two things.
 
-        Gradients whose signatures equal those of others that were found good are good themselves.
+        First a signature, what checks depend on but where they lie: gradients whose signature equals that of others
+        that were found good are good themselves. Then where the first element of each lies.
         """
-
-    def addresses(self, arrays: Sequence[Any]) -> list[int]:
-        """Return where the first element of each array lies, all of types that this library owns."""
 
     def empty_like(self, array: Any) -> Any:
         """Return a new native array of the shape, dtype, layout and device of an array, its elements not set."""
@@ -145,6 +143,16 @@ def cupy(why: str) -> ModuleType:
         return import_module("cupy")
     except ModuleNotFoundError:
         raise RuntimeError(f"{why}, which needs CuPy: pip install 'gpureg[cuda13]', or gpureg[cuda12]") from None
+
+
+class Unwritable:
+    """What a library has in common with others whose arrays are not written to."""
+
+    def writable(self, array: Any) -> bool:  # noqa: ARG002, D102
+        return False
+
+    def survey(self, arrays: Sequence[Any]) -> NoReturn:  # noqa: D102
+        raise NotImplementedError(f"{type_name(arrays[0])} is not written to")
 
 
 class Unrecorded:

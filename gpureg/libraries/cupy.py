@@ -31,16 +31,16 @@ class CupyLibrary(Unrecorded):
     def device(self, native: Any) -> str:  # noqa: D102
         return f"cuda:{native.device.id}"
 
-    def signatures(self, arrays: Sequence[Any]) -> Any:  # noqa: D102
-        return (
+    def survey(self, arrays: Sequence[Any]) -> tuple[Any, list[int]]:  # noqa: D102
+        memory = [array.data for array in arrays]
+        contiguous = [array._c_contiguous for array in arrays]  # what `flags` has too, but makes an object for
+        signature = (
             [array.shape for array in arrays],
-            [array.strides for array in arrays],
+            None if all(contiguous) else [array.strides for array in arrays],
             [array.dtype for array in arrays],
-            [array.data.device_id for array in arrays],
+            [pointer.device_id for pointer in memory],
         )
-
-    def addresses(self, arrays: Sequence[Any]) -> list[int]:  # noqa: D102
-        return [array.data.ptr for array in arrays]
+        return signature, [pointer.ptr for pointer in memory]
 
     def empty_like(self, array: Any) -> Any:  # noqa: D102
         with array.device:

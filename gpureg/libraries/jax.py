@@ -15,10 +15,10 @@ import numpy as np
 from gpureg import arithmetic, backends
 from gpureg.arithmetic import Coefficients
 from gpureg.backends import Backend
-from gpureg.libraries import DTYPES, check_dtype, cuda_backend, cupy, numpy_dtype, traced
+from gpureg.libraries import DTYPES, Unwritable, check_dtype, cuda_backend, cupy, numpy_dtype, traced
 
 
-class JaxLibrary:
+class JaxLibrary(Unwritable):
     """The library of JAX arrays; see `gpureg.libraries.Library` for each method."""
 
     name = "jax"
@@ -49,17 +49,8 @@ class JaxLibrary:
             raise TypeError(f"{name} is on {device}; expected an array on a CPU or a CUDA device")
         return cupy(f"{name} is a JAX array on {device}").from_dlpack(array.block_until_ready())
 
-    def writable(self, array: Any) -> bool:  # noqa: ARG002, D102
-        return False
-
     def device(self, native: Any) -> str:  # noqa: D102
         return "cpu" if isinstance(native, np.ndarray) else f"cuda:{native.device.id}"
-
-    def signatures(self, arrays: Sequence[Any]) -> Any:  # noqa: D102
-        return [(array.shape, array.dtype, array.devices()) for array in arrays]
-
-    def addresses(self, arrays: Sequence[Any]) -> list[int]:  # noqa: D102
-        return [array.unsafe_buffer_pointer() for array in arrays]
 
     def empty_like(self, array: Any) -> Any:  # noqa: D102
         native = self.native(array, "w")

@@ -35,16 +35,14 @@ class NumpyLibrary(Unrecorded):
     def device(self, native: NDArray[Any]) -> str:  # noqa: ARG002, D102
         return "cpu"
 
-    def signatures(self, arrays: Sequence[Any]) -> Any:  # noqa: D102
-        return (
+    def survey(self, arrays: Sequence[Any]) -> tuple[Any, list[int]]:  # noqa: D102
+        signature = (
             [array.shape for array in arrays],
             [array.strides for array in arrays],
             [array.dtype for array in arrays],
             [array.flags.writeable for array in arrays],
         )
-
-    def addresses(self, arrays: Sequence[Any]) -> list[int]:  # noqa: D102
-        return [array.__array_interface__["data"][0] for array in arrays]
+        return signature, [array.__array_interface__["data"][0] for array in arrays]
 
     def empty_like(self, array: Any) -> NDArray[Any]:  # noqa: D102
         return np.empty_like(np.asarray(array))  # a subclass is not asked: it may have its own idea of empty_like

@@ -16,13 +16,13 @@ import tensorflow as tf
 from gpureg import arithmetic, backends
 from gpureg.arithmetic import Coefficients
 from gpureg.backends import Backend, Leaf, Plan
-from gpureg.libraries import DTYPES, check_dtype, cuda_backend, cupy, traced
+from gpureg.libraries import DTYPES, Unwritable, check_dtype, cuda_backend, cupy, traced
 
 _ALIGNMENT = 64
 """TensorFlow ends the process when a tensor's memory begins elsewhere."""
 
 
-class TensorflowLibrary:
+class TensorflowLibrary(Unwritable):
     """The library of TensorFlow tensors; see `gpureg.libraries.Library` for each method."""
 
     name = "tensorflow"
@@ -57,18 +57,8 @@ class TensorflowLibrary:
             native = np.asarray(tensor)
         return native.view(ml_dtypes.bfloat16) if dtype.name == "bfloat16" else native
 
-    def writable(self, array: Any) -> bool:  # noqa: ARG002, D102
-        return False
-
     def device(self, native: Any) -> str:  # noqa: D102
         return "cpu" if isinstance(native, np.ndarray) else f"cuda:{native.device.id}"
-
-    def signatures(self, arrays: Sequence[Any]) -> Any:  # noqa: D102
-        return [(array.shape, array.dtype, array.device) for array in arrays]
-
-    def addresses(self, arrays: Sequence[Any]) -> list[int]:  # noqa: D102
-        natives = [self.native(array, "") for array in arrays]
-        return [self.backend(native).address(native) for native in natives]
 
     def empty_like(self, array: Any) -> Any:  # noqa: D102
         native = self.native(array, "w")

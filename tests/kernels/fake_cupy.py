@@ -110,6 +110,8 @@ class DeviceArray:
     def __getattr__(self, name: str) -> Any:
         if name in ("shape", "strides", "dtype", "size", "itemsize", "nbytes", "ndim", "flags"):
             return getattr(self._host, name)
+        if name == "_c_contiguous":
+            return self._host.flags.c_contiguous
         raise AttributeError(f"the fake CuPy's arrays have no {name}")
 
     @property
