@@ -1,27 +1,18 @@
-"""Every example of the documentation runs, and every link within it leads somewhere."""
+"""Every example of the documentation runs, and every link within it leads somewhere.
+
+Pages that need a framework are run by `tests/frameworks/test_documentation.py`.
+"""
 
 import re
 from pathlib import Path
 
 import pytest
-from sybil.document import Document
 from sybil.example import SybilFailure
-from sybil.parsers.markdown import PythonCodeBlockParser
 
-ROOT = Path(__file__).parent.parent
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+from tests.pages import PAGES, needs_framework, run
 
 
-def run(page: Path) -> int:
-    """Run the Python blocks of a page, one after another in one namespace, and return how many there were."""
-    document = Document.parse(str(page), PythonCodeBlockParser())
-    examples = list(document.examples())
-    for example in examples:
-        example.evaluate()
-    return len(examples)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if not needs_framework(page)], ids=lambda page: page.name)
 def test_the_examples_of_a_page_run(page: Path) -> None:
     assert run(page) == page.read_text().count("```python\n")
 
