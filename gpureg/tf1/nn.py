@@ -23,8 +23,9 @@ def l2_loss(t: Any, name: str | None = None) -> Any:
     Returns
     -------
     Of a variable a `DeferredLoss`, so that `weight_decay * sum(l2_loss(v) for v in variables)` is one pass over all of
-    them, has the bits of the same penalties in a collection, and follows the weights. Of an array what
-    `gpureg.l2_loss` returns, computed at once. It is float32 for float16 and bfloat16, where TensorFlow's overflows.
+    them, has the bits of the same penalties in a collection, and follows the weights. Of an array a 0-d value of its
+    library, computed at once, in the array's dtype as TensorFlow has it; but it is summed in float64 and rounded once,
+    so that of float16 only the result itself may overflow.
 
     Raises
     ------
@@ -40,7 +41,8 @@ def l2_loss(t: Any, name: str | None = None) -> Any:
     """
     if isinstance(t, Variable):
         return DeferredLoss(operation_name(name or "L2Loss"), [Penalised(t, L1L2(l2=0.5))])
-    return gpureg.l2_loss(array_of(t))
+    array = array_of(t)
+    return gpureg.l2_loss(array, dtype=getattr(array, "dtype", None))
 
 
 def scale_regularization_loss(regularization_loss: Any, num_replicas: int = 1) -> Any:

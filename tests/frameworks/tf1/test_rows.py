@@ -248,11 +248,16 @@ def test_the_loss_of_each_replica() -> None:
     assert tf1.nn.scale_regularization_loss(ONES, num_replicas=2) == 3.5
 
 
-def test_l2_loss_has_the_dtype_of_half_precision_there() -> None:
+def test_l2_loss_of_half_precision_and_of_a_list() -> None:
     w = np.full(3, 2, np.float16)
     assert tf.nn.l2_loss(w) == tf1.nn.l2_loss(w) == 6.0
     assert tf.nn.l2_loss(w).dtype == tf.float16
-    assert tf1.nn.l2_loss(w).dtype == np.float32
+    assert tf1.nn.l2_loss(w).dtype == np.float16
+    assert tf1.nn.l2_loss(tf.constant(w)).dtype == tf.float16
+    assert gpureg.l2_loss(w).dtype == np.float32
+    large = np.array([300.0], np.float16)  # TensorFlow's sum of squares overflows before it is halved
+    assert np.isinf(tf.nn.l2_loss(large))
+    assert tf1.nn.l2_loss(large) == np.float16(45_000)
     assert tf.nn.l2_loss([[1.0, -2.0], [-3.0, 4.0]]) == 15.0
     with pytest.raises(TypeError, match="make an array of them first"):
         tf1.nn.l2_loss([[1.0, -2.0], [-3.0, 4.0]])
