@@ -5,5 +5,7 @@ One run, and its report:
     pytest bench --benchmark-only --benchmark-max-time=0.5 --benchmark-min-rounds=9 --benchmark-json=raw.json
     python bench/report.py raw.json --output bench/results/NAME.json
 
-The time is for each contender of each comparison, the rounds are the fewest; see `bench/race.py`.
+The time is for each contender of each comparison, the rounds are the fewest; see `bench/race.py`. On a GPU,
+`bench/gpu_check.py` runs all; `docs/performance.md` has the other commands: `bench.compare`, `bench.tune`,
+`bench.scaling`.
 """

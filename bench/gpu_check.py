@@ -45,7 +45,10 @@ LIMITS = {"environment": 45.0, "check": 90.0, "tests": 150.0, "sanitizer": 150.0
 SCHEMA = 1
 """As in `bench/report.py`."""
 
-HEAD = ("date", "machine", "versions", "commit", "uncommitted_changes", "columns", "legend", "left_out")
+HEAD = (
+    *("date", "machine", "versions", "commit", "uncommitted_changes"),
+    *("columns", "model_columns", "legend", "left_out"),
+)
 """What parts know that belongs to the whole report."""
 
 Report = dict[str, Any]

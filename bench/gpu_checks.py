@@ -29,6 +29,8 @@ class Contender:
     run: Run
     wrong: Callable[[Run, Case, Tensors], str | None]
     """Call `run` on a set of the inputs and return what is wrong with what it did, or None."""
+    wait: Callable[[Any], Any] | None = None
+    """What waits for results, where the library has streams of its own; see `bench.gpu_race.Runs`."""
 
 
 def gpureg_bound(case: Case) -> float:

@@ -11,23 +11,38 @@ from typing import Any
 
 import gpureg
 from bench import gpu_checks as checks
-from bench import gpu_torch
+from bench import gpu_peers, gpu_torch
 from bench.cases import Case, Mode, Role
 from bench.gpu_checks import Contender, Run
-from bench.gpu_inputs import Arrays, compute_dtype, cp, words
+from bench.gpu_inputs import Arrays, compute_dtype, cp, is_lean, words
 
 
 def contenders(case: Case, *, compiled: bool) -> Iterator[Contender]:
-    """Yield all that run in a case, PyTorch where it is installed, and on request what takes seconds to compile."""
+    """Yield all that run in a case, peers where they are installed, and on request what takes seconds to compile.
+
+    Where weights are so large that there is room for a gradient alone, only what makes no temporaries.
+    """
     mode = case.mode
     yield _gpureg(mode)
+    if is_lean(case.dtype, case.elements):
+        yield from (_plain("best", name, run) for name, run in _kernels(case).items())
+        yield from limits(mode)
+        return
     yield from (_plain("best", name, run) for name, run in _best(case).items())
     yield from (_plain("naive", name, run) for name, run in _naive(mode).items())
     if gpu_torch.torch is not None:
         yield from (_plain("other", name, run) for name, run in gpu_torch.plain(case).items())
-        if compiled:
-            yield from (_plain("other", name, run) for name, run in gpu_torch.compiled(case).items())
-    yield from _limits(mode)
+    if compiled:
+        yield from _compiled(case)
+    yield from limits(mode)
+
+
+def _compiled(case: Case) -> Iterator[Contender]:
+    if gpu_torch.torch is not None:
+        yield from (_plain("other", name, run) for name, run in gpu_torch.compiled(case).items())
+    yield from (_plain("other", name, run) for name, run in gpu_peers.cuda_compute_values(case).items())
+    for run in gpu_peers.jit_runs(case):
+        yield Contender(run.NAME, "other", run, run.wrong, gpu_peers.jax().block_until_ready)
 
 
 def _plain(role: Role, name: str, run: Run) -> Contender:
@@ -93,8 +108,13 @@ def _cast(a: Arrays) -> Any:
 def _best(case: Case) -> dict[str, Run]:
     mode = case.mode
     if mode.write == "nothing":
-        return {**_in_place_values(mode), **_blas_values(mode), **_kernel_values(case)}
-    return {**_in_place_gradient(mode), **_kernel_gradient(case)}
+        others = gpu_peers.cutensor_values(mode, _into_wide)
+        return {**_in_place_values(mode), **_blas_values(mode), **_kernels(case), **others}
+    return {**_in_place_gradient(mode), **_kernels(case)}
+
+
+def _kernels(case: Case) -> dict[str, Run]:
+    return _kernel_values(case) if case.mode.write == "nothing" else _kernel_gradient(case)
 
 
 def _into_wide(a: Arrays) -> Any:
@@ -249,7 +269,8 @@ def _kernel_gradient(case: Case) -> dict[str, Run]:
 # The memory limit: plain passes over the same bytes, the fastest of which it is
 
 
-def _limits(mode: Mode) -> Iterator[Contender]:
+def limits(mode: Mode) -> Iterator[Contender]:
+    """Yield the plain passes that a mode is measured against."""
     passes: dict[str, Run]
     if mode.write == "nothing":
         passes, wrong = {"cupy.sum(w)": _read, "torch: w.sum()": gpu_torch.read}, checks.wrong_sum

@@ -18,6 +18,9 @@ BLOCK = 2**20
 SCALES = 8
 """Copies are scaled by powers of two, from 1 down to 2**-7: exact in every dtype."""
 
+LEAN_BYTES = 2**33
+"""Weights of so many bytes or more have no room beside them but a gradient: what needs more takes no part."""
+
 FLUSHED = 3
 """Times the second-level cache is read between two rounds."""
 
@@ -28,9 +31,15 @@ class Arrays(NamedTuple):
     weights: Any
     gradient: Any
     scratch: Any
-    """What a plain expression in its best form keeps instead of making temporaries; in the dtype it computes in."""
+    """What a plain expression in its best form keeps instead of making temporaries; in the dtype it computes in.
+
+    None where weights are so large that there is no room.
+    """
     wide: Any
-    """Room for the weights in the dtype that plain expressions compute in; the weights themselves if it is theirs."""
+    """Room for the weights in the dtype that plain expressions compute in; the weights themselves if it is theirs.
+
+    None likewise.
+    """
     w_tensor: Any
     g_tensor: Any
     """Weights and gradient as PyTorch has them; None without it."""
@@ -81,9 +90,16 @@ def set_count(weight_bytes: int) -> int:
     return max(1, min(16, 2**30 // weight_bytes))
 
 
+def is_lean(dtype: str, elements: int) -> bool:
+    """Return whether weights are so large that there is room for a gradient alone."""
+    return elements * selftest.dtypes()[dtype].itemsize >= LEAN_BYTES
+
+
 def needed_bytes(dtype: str, elements: int) -> int:
     """Return the memory that a comparison takes, with the temporaries of plain expressions and their checks."""
     itemsize, wide = selftest.dtypes()[dtype].itemsize, compute_dtype(dtype).itemsize
+    if is_lean(dtype, elements):
+        return 3 * elements * itemsize + 4 * 2**30
     one_set = elements * (2 * itemsize + wide + (wide if wide != itemsize else 0))
     return set_count(elements * itemsize) * one_set + 4 * elements * wide + 4 * 2**30
 
@@ -114,15 +130,7 @@ def tensors(dtype: str, elements: int) -> Tensors:
     forget()
     kind = selftest.dtypes()[dtype]
     exact = _exact(dtype, min(elements, BLOCK))
-    blocks = [cp().asarray(words(block)) for block in exact.blocks]
-    sets = []
-    for _ in range(set_count(elements * kind.itemsize)):
-        weights = cp().empty(elements, kind)
-        for place, scale, turn in _copies(elements, kind.itemsize):
-            target, source = words(weights)[place], blocks[scale]
-            target[: source.size - turn] = source[turn:]
-            target[source.size - turn :] = source[:turn]
-        sets.append(_with_room(weights))
+    sets = [with_room(filled(dtype, elements)) for _ in range(set_count(elements * kind.itemsize))]
     scales = [scale for _, scale, _ in _copies(elements, kind.itemsize)]
     return Tensors(
         tuple(sets),
@@ -132,8 +140,24 @@ def tensors(dtype: str, elements: int) -> Tensors:
     )
 
 
-def _with_room(weights: Any) -> Arrays:
+def filled(dtype: str, elements: int) -> Any:
+    """Return weights: copies of the block, as many as fit, the only one being as large as there are elements."""
+    kind = selftest.dtypes()[dtype]
+    blocks = [cp().asarray(words(block)) for block in _exact(dtype, min(elements, BLOCK)).blocks]
+    weights = cp().empty(elements, kind)
+    for place, scale, turn in _copies(elements, kind.itemsize):
+        target, source = words(weights)[place], blocks[scale]
+        target[: source.size - turn] = source[turn:]
+        target[source.size - turn :] = source[:turn]
+    return weights
+
+
+def with_room(weights: Any) -> Arrays:
+    """Return a set of arrays around weights."""
     wide = compute_dtype(weights.dtype.name)
+    if is_lean(weights.dtype.name, weights.size):
+        gradient = cp().zeros(weights.size, weights.dtype)
+        return Arrays(weights, gradient, None, None, gpu_torch.tensor(weights), gpu_torch.tensor(gradient))
     room = weights if weights.dtype == wide else cp().zeros(weights.size, wide)
     gradient, scratch = cp().zeros(weights.size, weights.dtype), cp().zeros(weights.size, wide)
     return Arrays(weights, gradient, scratch, room, gpu_torch.tensor(weights), gpu_torch.tensor(gradient))

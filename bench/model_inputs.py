@@ -33,6 +33,7 @@ class Case:
     decay: bool = False
     """Whether only what weight decay is for is penalised: no biases, normalisations, vectors. Else all."""
     limit_bytes: int = LIMIT_BYTES
+    dtype = "float32"
 
     @property
     def mode(self) -> str:
@@ -70,7 +71,7 @@ class Case:
 
     def single(self) -> cases.Case:
         """Return the comparison of as many elements in one tensor."""
-        return cases.Case(cases.Mode(self.mode, 0.0, L2, "add" if self.adds else "nothing"), "float32", self.elements)
+        return cases.Case(cases.Mode(self.mode, 0.0, L2, "add" if self.adds else "nothing"), self.dtype, self.elements)
 
 
 CASES = [
@@ -86,7 +87,7 @@ class Model(NamedTuple):
     gradients: dict[str, Any]
     start: dict[str, Any]
     """What gradients hold before something is added to them."""
-    flat: inputs.Arrays
+    flat: Any
     """As many weights and gradients as are penalised, whosever they are: for plain passes over as many bytes.
 
     The scratch array is as large as the largest tensor.
@@ -95,16 +96,13 @@ class Model(NamedTuple):
     def restart(self) -> None:
         """Let gradients hold what they held at first."""
         for name, gradient in self.gradients.items():
-            np.copyto(gradient, self.start[name])
+            gradient[...] = self.start[name]
 
 
 @functools.lru_cache(maxsize=1)
 def _sets(case: Case) -> tuple[Model, ...]:
     """Return sets of arrays; only the last are kept, for they may be gigabytes."""
-    places, stop = {}, 0
-    for name, shape in case.parameters:
-        places[name] = stop, shape
-        stop += -(-math.prod(shape) // ALIGNED) * ALIGNED
+    places, stop = placed(case.parameters, ALIGNED)
     scratch = np.zeros(max(math.prod(shape) for _, shape in places.values()), np.float32)
     weights, start = samples.weights(stop), samples.weights(stop, seed=1)
 
@@ -112,7 +110,7 @@ def _sets(case: Case) -> tuple[Model, ...]:
         w, g = _aligned(weights), _aligned(start)
         read = w[: case.elements]
         flat = inputs.Arrays(read, g[: case.elements], scratch, read)
-        return Model(_views(w, places), _views(g, places), _views(start, places), flat)
+        return Model(views(w, places), views(g, places), views(start, places), flat)
 
     return tuple(one() for _ in range(inputs.set_count(weights.nbytes)))
 
@@ -125,5 +123,19 @@ def _aligned(array: Any) -> Any:
     return copy
 
 
-def _views(array: Any, places: dict[str, tuple[int, models.Shape]]) -> dict[str, Any]:
+Places = dict[str, tuple[int, models.Shape]]
+"""Where a tensor begins, and its shape, by its name."""
+
+
+def placed(parameters: models.Parameters, aligned: int) -> tuple[Places, int]:
+    """Return where tensors lie one after another, each at a multiple of so many elements, and where the last ends."""
+    places, stop = {}, 0
+    for name, shape in parameters:
+        places[name] = stop, shape
+        stop += -(-math.prod(shape) // aligned) * aligned
+    return places, stop
+
+
+def views(array: Any, places: Places) -> dict[str, Any]:
+    """Return tensors that lie in a flat array."""
     return {name: array[start : start + math.prod(shape)].reshape(shape) for name, (start, shape) in places.items()}

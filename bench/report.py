@@ -2,7 +2,7 @@
 
     python bench/report.py RAW.json --output bench/results/NAME.json  make a report of pytest-benchmark's JSON
     python bench/report.py bench/results/NAME.json --table            print the tables
-    python bench/report.py bench/results/NAME.json --figure OUT.svg   draw time against elements
+    python bench/report.py bench/results/NAME.json --figure OUT.svg   draw time and share of the limit against elements
     python bench/report.py bench/results/NAME.json --write README.md  put the tables between their markers
     python bench/report.py bench/results/NAME.json --check README.md  exit with 1 if another table is there
 
@@ -250,7 +250,7 @@ NEEDED_OF_ENTRY = tuple((name,) for name in (*COMPARED, "contender", "role", "ro
 
 def load(path: Path) -> Report:
     """Return the report in a file."""
-    report = _read_json(path)
+    report = read_json(path)
     if _get(report, "schema") != SCHEMA:
         raise ReportError(f"schema is {report['schema']!r}, expected {SCHEMA}; make the report again from raw data")
     for keys in NEEDED:
@@ -263,13 +263,14 @@ def load(path: Path) -> Report:
             _get(entry, *keys, where=f"entries[{number}]")
         if "model" in entry:
             _count(entry, "tensors", where=f"entries[{number}]")
-        for keys in (("seconds", "median"), ("to_gpureg",)):
+        for keys in (("seconds", "median"), ("to_gpureg",), ("to_limit",)):
             _positive(entry, *keys, where=f"entries[{number}]")
     checked: Report = report
     return checked
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Return what is in a file; raise a ReportError if it is no JSON."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -445,7 +446,7 @@ OTHER_LINES = [
 
 
 def figure(report: Report, path: Path) -> None:
-    """Draw time against elements, a panel a mode, on logarithmic axes."""
+    """Draw time, and below it the share of the memory limit, against elements: a column of panels for each mode."""
     import matplotlib as mpl  # noqa: PLC0415 - only to draw
     from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
 
@@ -455,38 +456,40 @@ def figure(report: Report, path: Path) -> None:
         raise ReportError(f"no entries of {TABLE_DTYPE}, which the picture is about")
     # No date and no random names in the file: the same report draws the same bytes.
     with mpl.rc_context({"svg.hashsalt": "gpureg", "font.size": 9}):
-        rows = -(-(len(modes) + 1) // 3)  # one place is for the legend
-        drawing = Figure(figsize=(10, 1 + 2.7 * rows), layout="constrained")
-        panels = list(drawing.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).flat)
+        drawing = Figure(figsize=(max(2.7 * len(modes), 8.0), 6.4), layout="constrained")
+        panels = drawing.subplots(2, len(modes), sharex=True, sharey="row", squeeze=False)
         columns = columns_of(report, entries)
-        for panel, mode in zip(panels, modes, strict=False):
-            _panel(panel, [entry for entry in entries if entry["mode"] == mode], columns)
-            panel.set_title(mode, fontsize=10)
-        for above, panel in zip(panels[len(modes) - 3 :], panels[len(modes) :], strict=False):
-            panel.axis("off")
-            above.tick_params(labelbottom=True)
-        lines = panels[0].get_legend_handles_labels()
-        panels[len(modes)].legend(*lines, loc="center", frameon=False, fontsize=10)
+        for number, mode in enumerate(modes):
+            _draw(panels[:, number], [entry for entry in entries if entry["mode"] == mode], columns)
+            panels[0, number].set_title(mode, fontsize=10)
+        times, shares = panels[0, 0], panels[1, 0]
+        times.set_yscale("log")
+        times.set_ylabel("milliseconds")
+        shares.set_ylim(0.0, 1.05)
+        shares.set_ylabel("share of the memory limit")
+        for panel in panels.flat:
+            panel.set_xscale("log", base=2)
+            panel.minorticks_off()
+            panel.grid(color="0.9", linewidth=0.6)
+            panel.spines[["top", "right"]].set_visible(False)
+        drawing.legend(*times.get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
         caption = f"{TABLE_DTYPE}, medians. {conditions(report)}."
-        drawing.supxlabel("\n".join(["weights", "", *textwrap.wrap(caption, 140)]), fontsize=8)
-        drawing.supylabel("milliseconds", fontsize=9)
+        drawing.supxlabel("\n".join(["weights", "", *textwrap.wrap(caption, 170)]), fontsize=8)
         drawing.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _panel(axis: Any, entries: list[Entry], columns: Columns) -> None:
+def _draw(panels: Iterable[Any], entries: list[Entry], columns: Columns) -> None:
     """Draw a mode: a line for each column, through the sizes that it has."""
     sizes = sorted({entry["elements"] for entry in entries})
     others = itertools.cycle(OTHER_LINES)
     for label, column in columns.items():
         drawn = [fastest([e for e in entries if e["elements"] == size], column) for size in sizes]
-        points = [(entry["elements"], entry["seconds"]["median"] * 1e3) for entry in drawn if entry]
+        found = [entry for entry in drawn if entry]
         style = LINES.get(column["role"]) or next(others)
-        axis.plot([x for x, _ in points], [y for _, y in points], label=label, markersize=4.5, **style)
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
-    axis.minorticks_off()
-    axis.grid(color="0.9", linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
+        elements = [entry["elements"] for entry in found]
+        times, shares = [e["seconds"]["median"] * 1e3 for e in found], [1 / e["to_limit"] for e in found]
+        for panel, values in zip(panels, (times, shares), strict=True):
+            panel.plot(elements, values, label=label, markersize=4, **style)
 
 
 # The command
@@ -504,7 +507,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("-o", "--output", type=Path, metavar="REPORT", help="write the report of raw data")
     action.add_argument("--table", action="store_true", help="print the tables in Markdown")
-    action.add_argument("--figure", type=Path, metavar="PICTURE", help="draw time against elements, .svg or .png")
+    action.add_argument("--figure", type=Path, metavar="PICTURE", help="draw time and share of the limit, .svg or .png")
     action.add_argument("--write", type=Path, metavar="README", help="put the tables between their markers")
     action.add_argument("--check", type=Path, metavar="README", help="exit with 1 if another table is there")
     given = parser.parse_args(arguments)
@@ -517,7 +520,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> int:
     if given.output:
-        given.output.write_text(dumps(summarise(_read_json(given.data))))
+        given.output.write_text(dumps(summarise(read_json(given.data))))
         return 0
     report, name = load(given.data), given.data.stem
     if given.figure:
