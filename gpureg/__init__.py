@@ -1,5 +1,6 @@
 """L1 and L2 penalties of large weight tensors and their gradients, in one pass over memory, always the same bits."""
 
+from gpureg.backends import get_backend, set_backend
 from gpureg.environment import xp
 from gpureg.functional import l1_loss, l2_loss
 from gpureg.penalty import Penalty
@@ -36,6 +37,7 @@ __all__ = [
     "Rules",
     "deserialize",
     "get",
+    "get_backend",
     "get_num_threads",
     "l1",
     "l1_l2",
@@ -44,6 +46,7 @@ __all__ = [
     "l2_loss",
     "orthogonal_regularizer",
     "serialize",
+    "set_backend",
     "set_num_threads",
     "xp",
 ]

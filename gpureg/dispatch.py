@@ -12,7 +12,7 @@ import numpy as np
 
 from gpureg import arithmetic, libraries, memory
 from gpureg.arithmetic import Coefficients
-from gpureg.backends import Backend, Leaf, Values
+from gpureg.backends import Backend, Leaf, ProximalPlan, Values
 from gpureg.libraries import DTYPES, Library
 
 
@@ -53,7 +53,7 @@ def gradient(w: Any, coefficients: Coefficients, out: Any = None) -> Any:
     other = target(library, backend, native, w, out)
     plan = backend.plan([Leaf(native, coefficients)])
     plan.gradient(plan.bind([other]))
-    return library.own(other) if out is None else out
+    return returned(library, other, out)
 
 
 def value_and_gradient(w: Any, coefficients: Coefficients, out: Any = None) -> tuple[Any, Any]:
@@ -62,7 +62,7 @@ def value_and_gradient(w: Any, coefficients: Coefficients, out: Any = None) -> t
     other = target(library, backend, native, w, out)
     plan = backend.plan([Leaf(native, coefficients)])
     result = plan.value_and_gradient(_result_dtype(library, native.dtype), plan.bind([other]))
-    return library.own(result.total), library.own(other) if out is None else out
+    return library.own(result.total), returned(library, other, out)
 
 
 def accumulate(w: Any, coefficients: Coefficients, grad: Any) -> Any:
@@ -70,7 +70,9 @@ def accumulate(w: Any, coefficients: Coefficients, grad: Any) -> Any:
     library, backend, native = weights(w)
     other = apart(library, backend, native, grad, "grad")
     plan = backend.plan([Leaf(native, coefficients)])
-    return library.own(plan.accumulate(_result_dtype(library, native.dtype), plan.bind([other])).total)
+    result = plan.accumulate(_result_dtype(library, native.dtype), plan.bind([other]))
+    library.written((grad,))
+    return library.own(result.total)
 
 
 def proximal(w: Any, coefficients: Coefficients, step: float) -> Any:
@@ -78,6 +80,7 @@ def proximal(w: Any, coefficients: Coefficients, step: float) -> Any:
     library, backend, native = weights(w)
     _check_writable(library, w, native, "w")
     backend.proximal([Leaf(native, coefficients)], step)
+    library.written((w,))
     return w
 
 
@@ -91,6 +94,14 @@ def weights(w: Any, name: str = "w") -> tuple[Library, Backend, Any]:
 def target(library: Library, backend: Backend, native: Any, w: Any, out: Any) -> Any:
     """Return where the gradient of w is written to, as its backend takes it: `out`, or new memory if there is none."""
     return library.empty_like(w) if out is None else apart(library, backend, native, out, "out")
+
+
+def returned(library: Library, written: Any, out: Any) -> Any:
+    """Return what was written to: the caller's array, or the new one as the library's own."""
+    if out is None:
+        return library.own(written)
+    library.written((out,))
+    return out
 
 
 def apart(library: Library, backend: Backend, w: Any, gradient: Any, name: str) -> Any:
@@ -143,9 +154,8 @@ def _overlaps_itself(array: Any) -> bool:
 def _dtype(library: Library, array: Any, name: str) -> np.dtype[Any]:
     """Return the dtype of weights that may have no elements yet."""
     dtype = library.dtype(array.dtype)
-    if dtype is None:
-        raise TypeError(f"{name} has dtype {array.dtype}; expected {' or '.join(DTYPES)}")
-    libraries.check_dtype(dtype, name, DTYPES)
+    if dtype is None or dtype.name not in DTYPES:
+        raise TypeError(f"{name} has dtype {dtype or array.dtype}; expected {' or '.join(DTYPES)}")
     return dtype
 
 
@@ -179,14 +189,19 @@ class Tensors:
         self._traced = next((name for name, array in named if self.library.traced(array)), None)
         self._natives = [] if self._traced else _on_one_device(self.library, named)
         self._backend = self.library.backend(self._natives[0] if self._natives else None)
-        self._plan = self._backend.plan([Leaf(*each) for each in zip(self._natives, coefficients, strict=False)])
+        self._leaves = [Leaf(*each) for each in zip(self._natives, coefficients, strict=False)]
+        self._plan = self._backend.plan(self._leaves)
         self._spans = np.array(list(map(self._backend.address, self._natives)), np.int64) + _extents(self._natives)
+        self._placed = None if self._traced else self.library.placed(self.arrays)
         self._last: _Accepted | None = None
+        self._steps: ProximalPlan | None = None
 
     def total(self, strength: Any) -> Any:
         """Return the sum of the penalties, 0-d, as the library's own."""
         if self.library.records(self.arrays):
-            return self.library.recorded(self.arrays, self._coefficients, self.dtype, strength=strength)
+            return self.library.recorded(
+                self.arrays, self._coefficients, self.dtype, strength=strength, plan=self._plan
+            )
         return self.library.own(self.value(strength=strength).total)
 
     def value(self, *, strength: Any = 1.0, sums: bool = False) -> Values:
@@ -196,22 +211,39 @@ class Tensors:
 
     def gradient(self, gradients: Sequence[Any] | None, *, strength: Any, upstream: Any) -> list[Any]:
         """Write the gradients, which errors call `out`, to new arrays if none are given, and return them."""
-        bound, written = self._bind_or_make(gradients, strength, upstream)
+        bound, returned = self._bind_or_make(gradients, strength, upstream)
         self._plan.gradient(bound, strength=strength, upstream=upstream)
-        return written()
+        return returned()
 
     def value_and_gradient(
         self, gradients: Sequence[Any] | None, *, strength: Any, upstream: Any
     ) -> tuple[Any, list[Any]]:
         """Return the sum of the penalties, 0-d, and what `gradient` does."""
-        bound, written = self._bind_or_make(gradients, strength, upstream)
+        bound, returned = self._bind_or_make(gradients, strength, upstream)
         values = self._plan.value_and_gradient(self.dtype, bound, strength=strength, upstream=upstream)
-        return self.library.own(values.total), written()
+        return self.library.own(values.total), returned()
 
     def accumulate(self, gradients: Sequence[Any], *, strength: Any, upstream: Any) -> Any:
         """Add to gradients and return the sum of the penalties, 0-d."""
         bound = self._bind(gradients, "grads", strength, upstream)
-        return self.library.own(self._plan.accumulate(self.dtype, bound, strength=strength, upstream=upstream).total)
+        values = self._plan.accumulate(self.dtype, bound, strength=strength, upstream=upstream)
+        self.library.written(gradients)
+        return self.library.own(values.total)
+
+    def proximal(self, lengths: Sequence[Any], *, strength: Any, skips: Any) -> None:
+        """Take the proximal step on each, in place, each of a length of its own; none if `skips` is not 0."""
+        self._check_elements()
+        if self._steps is None or not all(map(self.library.writable, self.arrays)):
+            for name, array, native in zip(self.names, self.arrays, self._natives, strict=True):
+                _check_writable(self.library, array, native, _label(name))
+            self._check_apart()
+            self._steps = self._backend.proximal_plan(self._leaves)
+        self._steps.take(lengths, strength=strength, skips=skips)
+        self.library.written(self.arrays)
+
+    def is_current(self) -> bool:
+        """Return whether the arrays still are where they were, and as they were."""
+        return self._traced is None and bool(self.library.placed(self.arrays) == self._placed)
 
     def factor(self, given: Any, name: str) -> Any:
         """Return a factor as backends take it: a number, or a 0-d array where the weights live, read there."""
@@ -243,7 +275,8 @@ class Tensors:
     def _bind_or_make(self, gradients: Sequence[Any] | None, *factors: Any) -> tuple[Any, Callable[[], list[Any]]]:
         """Return gradients as the plan's passes take them, and what returns them when they are written."""
         if gradients is not None:
-            return self._bind(gradients, "out", *factors), lambda: list(gradients)
+            bound = self._bind(gradients, "out", *factors)
+            return bound, lambda: [returned(self.library, None, out) for out in gradients]
         self._check_elements()
         natives = [self.library.empty_like(array) for array in self.arrays]
         return self._plan.bind(natives), lambda: list(map(self.library.own, natives))
@@ -302,6 +335,16 @@ class Tensors:
                 raise ValueError(
                     f"{what}[{self.names[second - count]!r}] shares memory with {kind}[{self.names[first % count]!r}], "
                     "and one would be overwritten while the other is being read; give another array"
+                )
+
+    def _check_apart(self) -> None:
+        """Refuse to write to tensors that share memory with each other."""
+        starts, stops = self._spans
+        for first, second in memory.meetings(starts, stops, np.ones(len(self.names), bool)):
+            if self._backend.overlap(self._natives[first], self._natives[second]):
+                raise ValueError(
+                    f"{_label(self.names[first])} and {_label(self.names[second])} share memory, which would be "
+                    "written to twice"
                 )
 
     def _check_factor(self, factor: Any, gradients: Sequence[Any], what: str) -> None:
@@ -377,12 +420,6 @@ def dtype_name(array: Any) -> str:
     if library is None:
         return str(getattr(array, "dtype", type(array).__name__))
     return str(library.dtype(array.dtype) or array.dtype)
-
-
-def moves(array: Any) -> bool:
-    """Return whether an array may get other memory while it stays the same object."""
-    library = library_of(array)
-    return library is not None and library.moves(array)
 
 
 def memory_of(array: Any) -> Any:

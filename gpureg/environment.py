@@ -37,6 +37,7 @@ def describe() -> dict[str, Any]:
     return {
         "numpy": _package("numpy", ""),
         "ml_dtypes": _package("ml_dtypes", "not installed; for bfloat16: pip install 'gpureg[bfloat16]'"),
+        "llvmlite": _package("llvmlite", "not installed; for speed on the CPU: pip install 'gpureg[cpu]'"),
         "cupy": _package("cupy", install_cupy),
         "nvrtc": _nvrtc(install_cupy),
         "driver": version,

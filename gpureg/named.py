@@ -21,14 +21,18 @@ class Named:
             self.pairs.append((name, array))
 
     def _flattened(self, mapping: Mapping[str, Any], prefix: str, what: str) -> Iterator[tuple[str, Any]]:
-        items = list(mapping.items())
-        self._held.append((mapping, [key for key, _ in items], [value for _, value in items]))
-        for key, value in items:
+        for key, value in self._hold(mapping):
             name = f"{prefix}{_checked(key, what)}"
             if isinstance(value, Mapping):
                 yield from self._flattened(value, f"{name}/", what)
             else:
                 yield name, value
+
+    def _hold(self, mapping: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        """Return what a mapping holds, and remember it."""
+        items = list(mapping.items())
+        self._held.append((mapping, [key for key, _ in items], [value for _, value in items]))
+        return items
 
     def is_current(self) -> bool:
         """Return whether the mappings still hold the very same arrays; what came as pairs always is."""

@@ -6,12 +6,12 @@ library's: nothing is promised of the last bit.
 """
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from gpureg import arithmetic, dispatch
+from gpureg.libraries import Library
 
 EPSILON = 1e-7
 """The norm below which a vector is not normalised but multiplied by its inverse, `keras.config.epsilon()`."""
@@ -23,8 +23,8 @@ _BLOCK = 2**22
 def value(w: Any, factor: float, mode: str) -> Any:
     """Return the penalty of w."""
     library, _, native = dispatch.weights(w)
-    total, _ = _penalty(native, factor, mode, gradient=False)
-    return library.own(total)
+    total, _ = _penalty(library, native, factor, mode, gradient=False)
+    return library.differentiable(w, library.own(total), lambda: value_and_gradient(w, factor, mode)[1])
 
 
 def value_and_gradient(
@@ -36,19 +36,19 @@ def value_and_gradient(
         target = dispatch.apart(library, backend, native, out, "grad")
     else:
         target = dispatch.target(library, backend, native, w, out)
-    total, gradient = _penalty(native, factor, mode, gradient=True)
-    with _device(native), np.errstate(all="ignore"):
+    total, gradient = _penalty(library, native, factor, mode, gradient=True)
+    with library.working(native), np.errstate(all="ignore"):
         result = target.astype(np.float64) + gradient if accumulate else gradient
         target[...] = result.astype(target.dtype)
-    return library.own(total), library.own(target) if out is None else out
+    return library.own(total), dispatch.returned(library, target, out)
 
 
-def _penalty(native: Any, factor: float, mode: str, *, gradient: bool) -> tuple[Any, Any]:
+def _penalty(library: Library, native: Any, factor: float, mode: str, *, gradient: bool) -> tuple[Any, Any]:
     """Return the penalty, and the gradient in float64 if it is asked for."""
     if native.ndim != 2:
         raise ValueError(f"Inputs to OrthogonalRegularizer must have rank 2. Received: inputs.shape={native.shape}")
     xp = sys.modules[type(native).__module__.partition(".")[0]]
-    with _device(native), np.errstate(all="ignore"):
+    with library.working(native), np.errstate(all="ignore"):
         rows = (native if mode == "rows" else native.T).astype(np.float64)
         norms = xp.sqrt((rows * rows).sum(axis=1, keepdims=True))
         inverse = 1 / xp.maximum(norms, EPSILON)
@@ -78,9 +78,3 @@ def _products(xp: Any, units: Any, *, gradient: bool) -> tuple[Any, Any]:
         if inner is not None:
             inner[start : start + step] = xp.sign(products) @ units
     return total, inner
-
-
-def _device(native: Any) -> AbstractContextManager[Any]:
-    """Return a context in which what is computed stays on the array's device."""
-    device = native.device
-    return device if hasattr(device, "__enter__") else nullcontext()

@@ -4,11 +4,12 @@ import itertools
 import math
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from gpureg import libraries
 from gpureg.arithmetic import Coefficients
-from gpureg.dispatch import Tensors, dtype_name, library_of, memory_of, moves
+from gpureg.dispatch import Tensors, dtype_name, library_of, memory_of
 from gpureg.named import Named, look_up
 from gpureg.regularizers import Regularizer
 from gpureg.rules import Rules
@@ -167,6 +168,8 @@ class Penalty:
 
         Where nothing is penalised it is 0.
         """
+        if scope is None and libraries.compiling():  # which can take no lock, nor look at the weights anew
+            return self._all.total(self._factor(self._all))
         with self._lock:
             tensors = self._select(scope)
             return tensors.total(self._factor(tensors))
@@ -304,9 +307,7 @@ class Penalty:
     def refresh(self) -> None:
         """Look at all weights anew: at the arrays by name, at the rules, and at where each array lies."""
         with self._lock:
-            named = Named(self._weights, "weights")
-            if not isinstance(self._weights, Mapping):
-                self._weights = named.pairs  # an iterator has no more to give
+            named = self._read()
             verdicts = self._verdicts(named.pairs)
             leaves = [
                 (name, array, _coefficients(name, verdict.regularizer))
@@ -317,10 +318,20 @@ class Penalty:
             tensors = _tensors(leaves, like)
             self._named, self._leaves, self._like = named, leaves, like
             self._all = tensors
-            self._moving = any(moves(array) for _, array, _ in leaves)
-            self._parts: dict[tuple[bool, ...], Tensors] = {}
+            self._parts: dict[tuple[tuple[bool, ...], str], Tensors] = {}
             self._scopes: dict[Scope, tuple[bool, ...]] = {}
             self._explanation = _explain(named.pairs, verdicts)
+
+    def _read(self) -> Named:
+        """Return the weights by name, as they are now."""
+        named = Named(self._weights, "weights")
+        if not isinstance(self._weights, Mapping):
+            self._weights = named.pairs  # an iterator has no more to give
+        return named
+
+    def _exemption(self, array: Any) -> str | None:  # noqa: ARG002
+        """Return why an array is not penalised, whatever the rules say."""
+        return None
 
     def _verdicts(self, pairs: Sequence[tuple[str, Any]]) -> list[_Verdict]:
         """Return what decides for each tensor, and how."""
@@ -330,6 +341,9 @@ class Penalty:
         for (name, array), assignment in zip(pairs, self._rules.assign(pairs), strict=True):
             if not scope(name):
                 verdicts.append(_Verdict(None, "outside the scope"))
+                continue
+            if exemption := self._exemption(array):
+                verdicts.append(_Verdict(None, exemption))
                 continue
             verdict = _Verdict(assignment.regularizer, assignment.pattern)
             key = memory_of(array) if self._tied == "once" else None
@@ -346,7 +360,7 @@ class Penalty:
         return verdicts
 
     def _keep_current(self) -> None:
-        if self._moving or not self._named.is_current():
+        if not (self._named.is_current() and self._all.is_current()):
             self.refresh()
 
     def _select(self, scope: Scope) -> Tensors:
@@ -360,14 +374,18 @@ class Penalty:
             self._scopes[scope] = tuple(matches(name) for name in self._all.names)
         return self._part(self._scopes[scope])
 
-    def _part(self, chosen: tuple[bool, ...]) -> Tensors:
-        """Return some of the penalised tensors, planned once while they are asked for again and again."""
-        if all(chosen):
+    def _part(self, chosen: tuple[bool, ...], term: str = "both") -> Tensors:
+        """Return some of the penalised tensors, planned once while they are asked for again and again.
+
+        Of one term alone, "l1" or "l2", these are the tensors that have it.
+        """
+        if all(chosen) and term == "both":
             return self._all
-        if chosen not in self._parts:
+        if (chosen, term) not in self._parts:
             _make_room(self._parts)
-            self._parts[chosen] = _tensors(list(itertools.compress(self._leaves, chosen)), self._like)
-        return self._parts[chosen]
+            leaves = itertools.compress(self._leaves, chosen)
+            self._parts[chosen, term] = _tensors(list(_of_term(leaves, term)), self._like)
+        return self._parts[chosen, term]
 
     def _factor(self, tensors: Tensors) -> Any:
         """Return the strength as it is now."""
@@ -378,8 +396,19 @@ class Penalty:
         return factor
 
 
-def _tensors(leaves: Sequence[tuple[str, Any, Coefficients]], like: Any) -> Tensors:
+_Leaf = tuple[str, Any, Coefficients]
+
+
+def _tensors(leaves: Sequence[_Leaf], like: Any) -> Tensors:
     return Tensors([(name, array) for name, array, _ in leaves], [own for _, _, own in leaves], like)
+
+
+def _of_term(leaves: Iterable[_Leaf], term: str) -> Iterator[_Leaf]:
+    """Yield the tensors that a term penalises, with its coefficients alone."""
+    for name, array, own in leaves:
+        kept = {"both": own, "l1": Coefficients(own.l1, 0.0, 0.0), "l2": own._replace(l1=0.0)}[term]
+        if term == "both" or any(kept):
+            yield name, array, kept
 
 
 def _coefficients(name: str, regularizer: Regularizer) -> Coefficients:

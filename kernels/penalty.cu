@@ -10,6 +10,7 @@
 //
 // Weights are read once, gradients read and written once, nothing else but 16 bytes of sums for each tile.
 #include "element.cuh"
+#include "factor.cuh"
 #include "tree.cuh"
 
 constexpr int ROWS = GPUREG_TILE_BYTES / GPUREG_ROW_BYTES;
@@ -32,18 +33,6 @@ struct Tensor {
 struct Place {
   const void* weights;
   void* gradient;
-};
-
-// A factor, in device memory so that it may change without a new launch or a synchronisation; else the number itself.
-struct Factor {
-  const void* place;
-  double number;
-  bool is_float;  // whether what is there is a float, and no double
-
-  __device__ __forceinline__ double get() const {
-    if (!place) return number;
-    return is_float ? *static_cast<const float*>(place) : *static_cast<const double*>(place);
-  }
 };
 
 // One call: a launch for each pair of dtypes in it, one after another on one stream. Scratch is the call's alone; counters

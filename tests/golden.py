@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gpureg import backends, selftest
 from gpureg.arithmetic import Coefficients
 from gpureg.backends import Mode, Results
+from gpureg.backends.numpy import NumpySteps
 from tests import reference
 from tests.passes import Leaf, WholePlan
 from tests.reference import Rule
@@ -93,6 +94,9 @@ class ReferenceBackend:
             dtype = leaf.weights.dtype
             moved = reference.proximal(decode(leaf.weights), dtype.name, rule(leaf.coefficients), step)
             leaf.weights[...] = encode(moved, dtype)
+
+    def proximal_plan(self, leaves: Sequence[backends.Leaf]) -> NumpySteps:
+        return NumpySteps(self, leaves)
 
     def from_numpy(self, array: Array) -> Array:
         return array.copy()

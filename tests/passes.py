@@ -4,13 +4,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from gpureg import backends
-from gpureg.arithmetic import Coefficients
-from gpureg.backends import Backend, Mode, Values
+from gpureg.arithmetic import Coefficients, tile_size
+from gpureg.backends import Backend, Mode, Values, llvm, numpy
 
 _FLOAT64 = np.dtype(np.float64)
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, tiles: int, dtype: np.dtype[Any]) -> None:
+    """Have the backends of the CPU cut large tensors into groups of so many tiles, 32 at most."""
+    monkeypatch.setattr(numpy, "CHUNK", tiles * tile_size(dtype.itemsize))
+    monkeypatch.setattr(llvm, "PIECE_TILES", tiles)
 
 
 class Leaf(NamedTuple):

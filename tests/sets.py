@@ -91,6 +91,6 @@ def check(
         assert_bits(back(value), total, wide)
     for name, grad in penalty.grads(scale=scale).items():
         assert np.array_equal(bits(back(grad)), bits(stored[name])), name
-        assert grad.dtype == made.weights[name].dtype
+        assert back(grad).dtype == made.weights[name].dtype
     for name, grad in added.items():
         assert np.array_equal(bits(back(found[name])), bits(grad)), name

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpureg
-from gpureg import arithmetic
+from gpureg import arithmetic, backends
 from gpureg.arithmetic import ROWS
 from gpureg.backends import Mode
-from gpureg.backends.numpy import backend
 from tests import reference
 from tests.helpers import (
     CONTENTS,
@@ -34,6 +33,8 @@ from tests.helpers import (
 )
 from tests.passes import Leaf, run
 from tests.reference import FORMATS, Rule
+
+pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 L1_LOSS, L2_LOSS = Rule(l1=1.0), Rule(l2=1.0, halved=True)
 
@@ -181,7 +182,7 @@ def test_every_regularizer_and_content(dtype: str, kind: str, name: str) -> None
 @pytest.mark.parametrize("size", ["0", "1", "lanes - 1", "lanes", "lanes + 1"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_everything_of_every_size(dtype: str, size: str) -> None:
-    """Gradients of tiles and more: `tests/backends/test_numpy.py`."""
+    """Gradients of tiles and more: `tests/backends/test_cpu.py`."""
     check_everything(content("wide", sizes(dtype)[size], dtype), *REGULARIZERS["L1L2"])
 
 
@@ -246,7 +247,7 @@ def test_every_16_bit_number_has_its_penalty(dtype: str) -> None:
     w, (regularizer, rule) = _every_number(dtype), REGULARIZERS["L1L2"]
     penalties = [reference.penalty(rule, abs(x), x * x) for x in values(w)]
     leaves = [Leaf(w[i : i + 1], regularizer.coefficients) for i in range(w.size)]
-    found = run(backend, Mode.VALUE, leaves, DTYPES["float64"])
+    found = run(backends.cpu(), Mode.VALUE, leaves, DTYPES["float64"])
     assert_bits(found.each, penalties, "float64")
     assert_bits(found.total, reference.total(penalties), "float64")
 

@@ -21,7 +21,7 @@ REG = gpureg.L1L2(l1=0.5, l2=0.25)
 W = np.array([[1, -2, 3], [-3, 4, -5]], np.float32)
 
 NOT_WEIGHTS: dict[str, tuple[Any, str]] = {
-    "list": ([1.0, 2.0], "w must be an array of numpy, cupy, tensorflow or jax, not list"),
+    "list": ([1.0, 2.0], "w must be an array of numpy, cupy, tensorflow, torch or jax, not list"),
     "tuple": ((1.0,), "not tuple"),
     "string": ("weights", "not str"),
     "float": (1.0, "not float"),
@@ -88,7 +88,7 @@ def repeated(gradient: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 REFUSED_GRADIENTS: dict[str, tuple[Callable[[NDArray[np.float32]], Any], type[Exception], str]] = {
-    "list": (lambda g: g.tolist(), TypeError, "must be an array of numpy, cupy, tensorflow or jax, not list"),
+    "list": (lambda g: g.tolist(), TypeError, "must be an array of numpy, cupy, tensorflow, torch or jax, not list"),
     "integers": (lambda g: g.astype(np.int32), TypeError, "dtype int32; expected float32$"),
     "wider": (lambda g: g.astype(np.float64), TypeError, "float64; expected float32$"),
     "narrower": (lambda g: g.astype(np.float16), TypeError, "float16; expected float32$"),
@@ -119,7 +119,7 @@ def test_a_refused_gradient_is_left_as_it_was(
 
 
 def test_no_gradient_to_add_to_is_refused() -> None:
-    with pytest.raises(TypeError, match="grad must be an array of numpy, cupy, tensorflow or jax, not NoneType"):
+    with pytest.raises(TypeError, match="grad must be an array of numpy, cupy, tensorflow, torch or jax, not NoneType"):
         REG.accumulate_grad(W, None)
 
 
@@ -152,9 +152,9 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     vars(module)["library"] = ElsewhereLibrary()
     monkeypatch.setitem(sys.modules, "elsewhere", module)
     monkeypatch.setitem(libraries._MODULES, Elsewhere.__module__.partition(".")[0], "elsewhere")
-    libraries._of_type.cache_clear()
+    libraries._known.clear()
     yield
-    libraries._of_type.cache_clear()
+    libraries._known.clear()
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -310,7 +310,9 @@ def test_an_array_of_an_unknown_library_is_refused() -> None:
     class Tensor:
         __array_interface__ = W.__array_interface__
 
-    with pytest.raises(TypeError, match=r"w must be an array of numpy, cupy, tensorflow or jax, not tests.test_dispatch.*Tensor"):
+    with pytest.raises(
+        TypeError, match=r"w must be an array of numpy, cupy, tensorflow, torch or jax, not tests.test_dispatch.*Tensor"
+    ):
         gpureg.l1_loss(Tensor())
 
 

@@ -110,9 +110,10 @@ def test_a_missing_cupy_says_what_to_install(monkeypatch: pytest.MonkeyPatch, fo
         assert advice in environment.describe()[name]["reason"]
 
 
-def test_a_missing_ml_dtypes_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
-    assert "pip install 'gpureg[bfloat16]'" in environment.describe()["ml_dtypes"]["reason"]
+@pytest.mark.parametrize(("name", "extra"), [("ml_dtypes", "bfloat16"), ("llvmlite", "cpu")])
+def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, name: str, extra: str) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    assert f"pip install 'gpureg[{extra}]'" in environment.describe()[name]["reason"]
 
 
 @pytest.mark.parametrize(

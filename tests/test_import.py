@@ -5,7 +5,7 @@ import sys
 
 import gpureg
 
-LIBRARIES = {"cupy", "cuda", "torch", "jax", "tensorflow", "keras", "numba", "ml_dtypes"}
+LIBRARIES = {"cupy", "cuda", "torch", "jax", "tensorflow", "keras", "llvmlite", "ml_dtypes"}
 COMMAND_LINE = {"argparse", "json", "matplotlib", "rich", "sklearn", "gpureg.cli", "gpureg.selftest"}
 SLOW = {"hashlib", "importlib.metadata", "numpy.random"}
 HEAVY = LIBRARIES | COMMAND_LINE | SLOW
@@ -23,7 +23,9 @@ def test_importing_gpureg_imports_numpy_alone() -> None:
 
 
 def test_computing_with_numpy_arrays_imports_nothing_more() -> None:
-    assert not loaded_by("import gpureg; gpureg.L1().grad(numpy.ones(3)); gpureg.xp()") & HEAVY
+    computing = "gpureg.L1().grad(numpy.ones(3)); gpureg.xp()"
+    assert not loaded_by(f"import gpureg; gpureg.set_backend('numpy'); {computing}") & HEAVY
+    assert loaded_by(f"import gpureg; gpureg.set_backend('llvm'); {computing}") & HEAVY == {"llvmlite"}
 
 
 def test_the_check_can_fail() -> None:

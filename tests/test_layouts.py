@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 import gpureg
-from gpureg.backends import numpy as numpy_backend
 from tests import reference
 from tests.helpers import (
     DTYPES,
@@ -29,7 +28,10 @@ from tests.helpers import (
     values,
     values_in_order_of_sums,
 )
+from tests.passes import cut
 from tests.reference import Rule
+
+pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 REGULARIZER, RULE = REGULARIZERS["L1L2"]
 SHAPE = (6, 5, 10, 12)  # 14 rows of float64, 4 of float16
@@ -317,9 +319,8 @@ def test_any_shapes_and_layouts(
 def test_chunks_end_anywhere_in_any_layout(
     monkeypatch: pytest.MonkeyPatch, dtype: str, weights: str, gradient: str
 ) -> None:
-    tile = sizes(dtype)["tile"]
-    monkeypatch.setattr(numpy_backend, "CHUNK", tile)
-    shape = (3, 5, tile // 10)  # chunks that begin and end within rows of each axis
+    cut(monkeypatch, 1, DTYPES[dtype])
+    shape = (3, 5, sizes(dtype)["tile"] // 10)  # chunks that begin and end within rows of each axis
     numbers = content("wide", math.prod(shape), dtype).reshape(shape)
     w = LAYOUTS[weights].place(numbers).array
     check_values(w)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 import gpureg
+from gpureg import backends
 from gpureg.arithmetic import error_bound
 from gpureg.backends import Mode
-from gpureg.backends.numpy import backend
 from tests.helpers import DTYPES, Array, content, from_values, raw, sizes, values
 from tests.passes import Leaf, run
+
+pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 # A sum S is that of the formula with each of its roundings wrong by at most 2**-53 of the result. A term passes no more
 # than 15 additions in its lane, as the first is to +0.0, log2(lanes) in its tile and ceil(log2(tiles)) beyond, and a
@@ -33,7 +35,7 @@ def exact_sum(numbers: list[float], power: int) -> Fraction:
 def computed_sum(w: Array, power: int) -> float:
     """Return the sum of |x| or x*x in float64 as gpureg computes it."""
     regularizer = gpureg.L1(1.0) if power == 1 else gpureg.L2(1.0)
-    return float(run(backend, Mode.VALUE, [Leaf(w, regularizer.coefficients)], DTYPES["float64"]).total)
+    return float(run(backends.cpu(), Mode.VALUE, [Leaf(w, regularizer.coefficients)], DTYPES["float64"]).total)
 
 
 def allowance(w: Array, power: int, exact: Fraction) -> Fraction:
@@ -168,7 +170,7 @@ def test_an_empty_tensor_among_many(count: int) -> None:
     """pytorch#140066, a wrong norm beside an empty tensor; #119927 and #118604, a crash over 422 tensors."""
     tensors = [np.ones(3, np.float32) for _ in range(count)]
     tensors[0] = tensors[count // 2] = tensors[-1] = np.empty((0, 3), np.float32)
-    found = run(backend, Mode.VALUE, [Leaf(w, gpureg.L2(1.0).coefficients) for w in tensors], DTYPES["float32"])
+    found = run(backends.cpu(), Mode.VALUE, [Leaf(w, gpureg.L2(1.0).coefficients) for w in tensors], DTYPES["float32"])
     assert found.total == 3 * (count - 3)
     assert found.each.tolist() == [float(w.size) for w in tensors]
 

@@ -4,6 +4,8 @@ A backend is the whole of `docs/arithmetic.md` for one kind of memory. It plans 
 which one tensor is the simple case; it knows nothing of frameworks, and all it is given has been checked.
 """
 
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import Enum
 from importlib import import_module
@@ -103,6 +105,48 @@ class Plan(Protocol):
         """Add to each tensor's gradient and return the penalties, in one pass over the weights."""
 
 
+class ModePlan(ABC):
+    """A plan that makes every pass by one method; it defines `bind` as well."""
+
+    @abstractmethod
+    def _run(
+        self,
+        mode: Mode,
+        dtype: np.dtype[Any],
+        gradients: Any,
+        strength: Scalar,
+        upstream: Scalar,
+        divisor: int = 1,
+        every_sum: bool = False,
+    ) -> Values:
+        """Make a pass; there are no gradients if it is for values alone."""
+
+    def value(  # noqa: D102
+        self, dtype: np.dtype[Any], *, strength: Scalar = 1.0, divisor: int = 1, sums: bool = False
+    ) -> Values:
+        return self._run(Mode.VALUE, dtype, None, strength, 1.0, divisor, sums)
+
+    def gradient(self, gradients: Any, *, strength: Scalar = 1.0, upstream: Scalar = 1.0) -> None:  # noqa: D102
+        self._run(Mode.GRADIENT, np.dtype(np.float64), gradients, strength, upstream)
+
+    def value_and_gradient(  # noqa: D102
+        self, dtype: np.dtype[Any], gradients: Any, *, strength: Scalar = 1.0, upstream: Scalar = 1.0
+    ) -> Values:
+        return self._run(Mode.VALUE_AND_GRADIENT, dtype, gradients, strength, upstream)
+
+    def accumulate(  # noqa: D102
+        self, dtype: np.dtype[Any], gradients: Any, *, strength: Scalar = 1.0, upstream: Scalar = 1.0
+    ) -> Values:
+        return self._run(Mode.ACCUMULATE, dtype, gradients, strength, upstream)
+
+
+class ProximalPlan(Protocol):
+    """Tensors and their coefficients, on which proximal steps may be taken any number of times."""
+
+    def take(self, lengths: Sequence[Scalar], *, strength: Scalar = 1.0, skips: Scalar = 0.0) -> None:
+        """Take a step on each tensor, in place, each of a length of its own; none if `skips` is not 0."""
+
+
 class Backend(Protocol):
     """Penalties and gradients over the backend's own arrays (`numpy.ndarray` for "numpy").
 
@@ -123,6 +167,9 @@ class Backend(Protocol):
     def proximal(self, leaves: Sequence[Leaf], step: Scalar) -> None:
         """Take the proximal step on each leaf's weights, in place."""
 
+    def proximal_plan(self, leaves: Sequence[Leaf]) -> ProximalPlan:
+        """Return the plan of proximal steps on these tensors."""
+
     def from_numpy(self, array: NDArray[Any]) -> Any:
         """Return a new array of the backend with the contents of a NumPy array."""
 
@@ -136,12 +183,79 @@ class Backend(Protocol):
         """Return whether two arrays share any memory, or might in a way too costly to rule out."""
 
 
-_MODULES = {"numpy": "gpureg.backends.numpy", "cuda": "gpureg.backends.cuda"}
+_MODULES = {"numpy": "gpureg.backends.numpy", "llvm": "gpureg.backends.llvm", "cuda": "gpureg.backends.cuda"}
 
 NAMES = tuple(_MODULES)
 """The backends there are, by name."""
+
+_CPU = ("llvm", "numpy")
+"""Those of arrays in the CPU's memory, the fastest first."""
+
+_cpu: Backend | None = None
 
 
 def load(name: str) -> Backend:
     """Return a backend, importing its module when it is first needed."""
     return cast("Backend", import_module(_MODULES[name]).backend)
+
+
+def cpu() -> Backend:
+    """Return the backend that computes arrays in the CPU's memory, as `set_backend` or GPUREG_BACKEND chose it."""
+    if _cpu is None:
+        name = os.environ.get("GPUREG_BACKEND") or None
+        _choose(name, f"GPUREG_BACKEND is {name!r}")
+    return cast("Backend", _cpu)
+
+
+def set_backend(name: str | None) -> None:
+    """Choose what computes arrays that are in the CPU's memory; arrays on a GPU are always computed there.
+
+    It changes no bit of any result, but its speed: "llvm" makes machine code for the processor and needs
+    `pip install 'gpureg[cpu]'`, "numpy" calls NumPy. At first it is what the environment variable GPUREG_BACKEND says;
+    without that, "llvm" where it can be used.
+
+    Parameters
+    ----------
+    name
+        "llvm" or "numpy"; None for the faster one that can be used.
+
+    Raises
+    ------
+    ValueError
+        If there is no such backend for the CPU.
+    RuntimeError
+        If it cannot be used here; it says what to install.
+
+    Examples
+    --------
+    >>> import gpureg
+    >>> gpureg.set_backend("numpy")
+    >>> gpureg.get_backend()
+    'numpy'
+    >>> gpureg.set_backend(None)
+    """
+    _choose(name, f"the backend is {name!r}")
+
+
+def get_backend() -> str:
+    """Return the name of what computes arrays that are in the CPU's memory.
+
+    Examples
+    --------
+    >>> import gpureg
+    >>> gpureg.get_backend() in {"llvm", "numpy"}
+    True
+    """
+    return cpu().name
+
+
+def _choose(name: str | None, given: str) -> None:
+    global _cpu  # noqa: PLW0603 - one choice for the process, as of the number of threads
+    if name is None:
+        _cpu = next(backend for backend in map(load, _CPU) if backend.unusable() is None)
+    elif name not in _CPU:
+        raise ValueError(f"{given}; expected {' or '.join(map(repr, _CPU))}")
+    elif (reason := load(name).unusable()) is not None:
+        raise RuntimeError(f"{given}, which cannot be used here: {reason}")
+    else:
+        _cpu = load(name)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpureg import arithmetic, backends, compiler, driver
-from gpureg.backends import Leaf, Mode, Results, Scalar, Values
+from gpureg.backends import Leaf, Mode, ProximalPlan, Results, Scalar, Values
 
 THREADS = arithmetic.ROW_BYTES // 16
 """Threads of a block, as in `kernels/tree.cuh`: one 16-byte load of each makes a row."""
@@ -33,7 +33,7 @@ WARPS = THREADS // 32
 SMALL = 32 * 16
 """Bytes of a tensor that a warp reads in one load."""
 
-# The structures of kernels/penalty.cu and kernels/proximal.cu, passed by value or in tables.
+# The structures of kernels/penalty.cu, passed by value or in tables.
 TENSOR = np.dtype(
     [
         ("size", np.uint64),
@@ -73,16 +73,6 @@ CALL = np.dtype(
     ],
     align=True,
 )
-STEP = np.dtype(
-    [
-        ("weights", np.uint64),
-        ("size", np.uint64),
-        ("threshold", np.float64),
-        ("divisor", np.float64),
-        ("divides", np.bool_),
-    ],
-    align=True,
-)
 
 # To set a field of ctypes' structure takes a tenth of the time that NumPy takes.
 _Call: Any = np.ctypeslib.as_ctypes_type(CALL)  # type: ignore[arg-type] # its hints know no structures
@@ -103,8 +93,12 @@ class CudaBackend:
         return CudaPlan(leaves)
 
     def proximal(self, leaves: Sequence[Leaf], step: Scalar) -> None:  # noqa: D102
-        for leaf in leaves:
-            _proximal(leaf, float(step))
+        self.proximal_plan(leaves).take([step] * len(leaves))
+
+    def proximal_plan(self, leaves: Sequence[Leaf]) -> ProximalPlan:  # noqa: D102
+        from gpureg.backends.cuda_steps import CudaSteps  # noqa: PLC0415 - it needs this module
+
+        return CudaSteps(leaves)
 
     def from_numpy(self, array: NDArray[Any]) -> Any:  # noqa: D102
         return _cupy().array(array)
@@ -424,21 +418,6 @@ class CudaPlan:
         call.tensor_of = tensor_of.on(stream, lambda: launch.tensor_of)
         table = _Table() if bound.apart else bound.tables[number]
         call.places = table.on(stream, lambda: places[launch.members])
-
-
-def _proximal(leaf: Leaf, step: float) -> None:
-    """Launch the proximal step on one tensor."""
-    weights, (l1, _, twice_l2) = leaf.weights, leaf.coefficients
-    if not weights.size:
-        return
-    with weights.device, contextlib.ExitStack() as copies:
-        view = weights.transpose(arithmetic.memory_order(weights))
-        if not _is_side_by_side(view):
-            view = copies.enter_context(_copied(view, _Stream(_cupy())))
-        argument = np.zeros(1, STEP)
-        argument[0] = view.data.ptr, view.size, step * l1, 1 + step * twice_l2, twice_l2 != 0
-        tiles = -(-view.size // arithmetic.tile_size(view.itemsize))
-        _kernel(compiler.proximal_step(weights.dtype.name), weights.device.id)((tiles,), (THREADS,), (argument,))
 
 
 def _factor(cupy: ModuleType, factor: Scalar, stream: "_Stream") -> tuple[int, float, bool]:

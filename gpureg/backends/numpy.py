@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gpureg import arithmetic, threads
 from gpureg.arithmetic import ROWS, Coefficients, tree_sum
-from gpureg.backends import Leaf, Mode, Results, Scalar, Values
+from gpureg.backends import Backend, Leaf, Mode, ModePlan, Plan, Results, Scalar, Values
 
 Array = NDArray[Any]
 
@@ -35,13 +35,16 @@ class NumpyBackend:
     def unusable(self) -> str | None:  # noqa: D102
         return None
 
-    def plan(self, leaves: Sequence[Leaf]) -> "NumpyPlan":  # noqa: D102
+    def plan(self, leaves: Sequence[Leaf]) -> Plan:  # noqa: D102
         return NumpyPlan(leaves)
 
     def proximal(self, leaves: Sequence[Leaf], step: Scalar) -> None:  # noqa: D102
         with np.errstate(all="ignore"):
             for leaf in leaves:
                 _proximal(leaf.weights, leaf.coefficients, float(step))
+
+    def proximal_plan(self, leaves: Sequence[Leaf]) -> "NumpySteps":  # noqa: D102
+        return NumpySteps(self, leaves)
 
     def from_numpy(self, array: Array) -> Array:  # noqa: D102
         return array.copy()
@@ -63,7 +66,7 @@ class NumpyBackend:
 backend = NumpyBackend()
 
 
-class NumpyPlan:
+class NumpyPlan(ModePlan):
     """Tensors cut into chunks, or stacked where they are small, which threads take; see `gpureg.backends.Plan`."""
 
     def __init__(self, leaves: Sequence[Leaf]) -> None:
@@ -74,26 +77,6 @@ class NumpyPlan:
 
     def bind(self, gradients: Sequence[Array]) -> "_Bound":  # noqa: D102
         return _Bound([part.bind([gradients[index] for index in part.members]) for part in self._parts])
-
-    def value(  # noqa: D102
-        self, dtype: np.dtype[Any], *, strength: Scalar = 1.0, divisor: int = 1, sums: bool = False
-    ) -> Values:
-        return self._run(Mode.VALUE, dtype, None, strength, 1.0, divisor, sums)
-
-    def gradient(  # noqa: D102
-        self, gradients: "_Bound", *, strength: Scalar = 1.0, upstream: Scalar = 1.0
-    ) -> None:
-        self._run(Mode.GRADIENT, _FLOAT64, gradients, strength, upstream)
-
-    def value_and_gradient(  # noqa: D102
-        self, dtype: np.dtype[Any], gradients: "_Bound", *, strength: Scalar = 1.0, upstream: Scalar = 1.0
-    ) -> Values:
-        return self._run(Mode.VALUE_AND_GRADIENT, dtype, gradients, strength, upstream)
-
-    def accumulate(  # noqa: D102
-        self, dtype: np.dtype[Any], gradients: "_Bound", *, strength: Scalar = 1.0, upstream: Scalar = 1.0
-    ) -> Values:
-        return self._run(Mode.ACCUMULATE, dtype, gradients, strength, upstream)
 
     def _run(
         self,
@@ -116,7 +99,7 @@ class NumpyPlan:
             if len(self._work) > 1:
                 threads.share(self._work, functools.partial(_work_off, passes))
             elif self._work:
-                _take(passes, self._work[0], _Buffers())
+                _take(passes, self._work[0], Buffers())
             if len(passes) == 1:
                 sums = passes[0].sums()
             else:
@@ -131,13 +114,13 @@ class NumpyPlan:
 
 def _work_off(passes: "Sequence[_Pass]", take: Callable[[], "list[_Piece] | None"]) -> None:
     """Take pieces until there are no more."""
-    buffers = _Buffers()
+    buffers = Buffers()
     with np.errstate(all="ignore"):  # which each thread has for itself
         while (pieces := take()) is not None:
             _take(passes, pieces, buffers)
 
 
-def _take(passes: "Sequence[_Pass]", pieces: "list[_Piece]", buffers: "_Buffers") -> None:
+def _take(passes: "Sequence[_Pass]", pieces: "list[_Piece]", buffers: "Buffers") -> None:
     for which, start, stop in pieces:
         passes[which].take(start, stop, buffers)
 
@@ -150,7 +133,7 @@ class _Bound:
 
     keeps_arrays = True
 
-    def __init__(self, parts: "list[_Elements | _Stack]") -> None:
+    def __init__(self, parts: "list[Elements | _Stack]") -> None:
         self.parts = parts
 
     def moved(self, addresses: NDArray[np.int64]) -> None:
@@ -172,15 +155,15 @@ class _Part:
         self._axes = [arithmetic.memory_order(array) for array in arrays]
         self.weights = self._elements(arrays, arrays[0].dtype)
 
-    def bind(self, gradients: Sequence[Array]) -> "_Elements | _Stack":
+    def bind(self, gradients: Sequence[Array]) -> "Elements | _Stack":
         """Return the elements of gradients in the order of the weights."""
         return self._elements(gradients, self.compute)
 
-    def _elements(self, arrays: Sequence[Array], dtype: np.dtype[Any]) -> "_Elements | _Stack":
+    def _elements(self, arrays: Sequence[Array], dtype: np.dtype[Any]) -> "Elements | _Stack":
         if self.width:
             views = [array.transpose(axes) for array, axes in zip(arrays, self._axes, strict=True)]
             return _Stack(views, self.width, dtype)
-        return _Elements(arrays[0], self._axes[0], dtype)
+        return Elements(arrays[0], self._axes[0], dtype)
 
 
 def _parts(leaves: Sequence[Leaf]) -> list[_Part]:
@@ -229,7 +212,7 @@ class _Pass:
         self,
         part: _Part,
         mode: Mode,
-        gradient: "_Elements | _Stack | None",
+        gradient: "Elements | _Stack | None",
         strength: float,
         upstream: float,
         every_sum: bool,
@@ -244,7 +227,7 @@ class _Pass:
         # sum is not wanted.
         self._leaves = np.zeros((2, -(-part.weights.size // (part.width or CHUNK))))
 
-    def take(self, start: int, stop: int, buffers: "_Buffers") -> None:
+    def take(self, start: int, stop: int, buffers: "Buffers") -> None:
         """Sum up the elements start to stop, and write their gradient."""
         used = [i for i in (0, 1) if self._wanted[i]]
         if not used and self._gradient is None:
@@ -271,7 +254,7 @@ class _Pass:
         return self._leaves.T if self._part.width else tree_sum(self._leaves)[np.newaxis]
 
 
-class _Buffers:
+class Buffers:
     """Scratch memory of one thread, by what it is for; it grows to a few MiB and is used again for every piece."""
 
     def __init__(self) -> None:
@@ -370,8 +353,8 @@ def _proximal(weights: Array, coefficients: Coefficients, step: float) -> None:
     compute = arithmetic.compute_dtype(weights.dtype)
     threshold = compute.type(step * coefficients.l1)
     divisor = compute.type(1 + step * coefficients.twice_l2)
-    elements = _Elements(weights, arithmetic.memory_order(weights), weights.dtype)
-    buffers = _Buffers()
+    elements = Elements(weights, arithmetic.memory_order(weights), weights.dtype)
+    buffers = Buffers()
     for start in range(0, elements.size, CHUNK):
         stop = min(start + CHUNK, elements.size)
         w = elements.open(start, stop, buffers, "weights")
@@ -390,7 +373,25 @@ def _proximal(weights: Array, coefficients: Coefficients, step: float) -> None:
         elements.close(start, stop, w)
 
 
-class _Elements:
+class NumpySteps:
+    """Tensors that proximal steps are taken on, one after another; see `gpureg.backends.ProximalPlan`."""
+
+    def __init__(self, backend: Backend, leaves: Sequence[Leaf]) -> None:
+        self._backend = backend
+        self._leaves = leaves
+
+    def take(  # noqa: D102
+        self, lengths: Sequence[Scalar], *, strength: Scalar = 1.0, skips: Scalar = 0.0
+    ) -> None:
+        if float(skips) != 0:
+            return
+        factor = float(strength)
+        for (weights, coefficients), length in zip(self._leaves, lengths, strict=True):
+            scaled = Coefficients(*(factor * each for each in coefficients))
+            self._backend.proximal([Leaf(weights, scaled)], length)
+
+
+class Elements:
     """The elements of an array in a given order of its axes, opened by range as numbers of a given dtype.
 
     What is opened is a view where the elements lie side by side and have the dtype; else a buffer, which `close` writes
@@ -407,7 +408,7 @@ class _Elements:
         self._view = view.reshape(-1) if contiguous else view
         self._is_view = contiguous and view.dtype == dtype
 
-    def open(self, start: int, stop: int, buffers: _Buffers, name: str, *, read: bool = True) -> Array:
+    def open(self, start: int, stop: int, buffers: Buffers, name: str, *, read: bool = True) -> Array:
         """Return the elements start to stop, 1-d; of any value, if they are not to be read."""
         if self._is_view:
             return self._view[start:stop]
@@ -432,7 +433,7 @@ class _Elements:
 
 
 class _Stack:
-    """The elements of small arrays as rows of one width, opened and closed as those of `_Elements`."""
+    """The elements of small arrays as rows of one width, opened and closed as those of `Elements`."""
 
     __slots__ = ("_dtype", "_even", "_views", "_width", "size")
 
@@ -442,7 +443,7 @@ class _Stack:
         self._views = [view.reshape(-1) if view.flags.c_contiguous else view for view in views]
         self._even = all(view.shape == (width,) for view in self._views)
 
-    def open(self, start: int, stop: int, buffers: _Buffers, name: str, *, read: bool = True) -> Array:
+    def open(self, start: int, stop: int, buffers: Buffers, name: str, *, read: bool = True) -> Array:
         """Return the rows of the elements start to stop, 1-d; of any value, if they are not to be read."""
         opened = buffers.get(name, stop - start, self._dtype)
         if read and self._even:
@@ -453,7 +454,7 @@ class _Stack:
                 np.copyto(row, view)
         return opened
 
-    def close(self, start: int, stop: int, opened: Array) -> None:  # noqa: ARG002 - as in `_Elements`
+    def close(self, start: int, stop: int, opened: Array) -> None:  # noqa: ARG002 - as in `Elements`
         """Write what was opened to where it belongs."""
         for view, row in self._rows(start, opened):
             np.copyto(view, row, casting="unsafe")

@@ -45,6 +45,7 @@ def examine(seed: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         **environment.describe(),
+        "cpu": backends.cpu().name,
         "seed": seed,
         "backends": rows,
         "ok": all(row["failed"] == [] for row in rows if row["usable"]),
@@ -67,7 +68,7 @@ def _backend(name: str, seed: int) -> dict[str, Any]:
 def text(report: dict[str, Any]) -> str:
     """Return the report as a person reads it."""
     lines = [f"gpureg {report['gpureg']}, Python {report['python']}, {report['platform']}", "", "installed"]
-    for name in ("numpy", "ml_dtypes", "cupy", "nvrtc", "driver"):
+    for name in ("numpy", "ml_dtypes", "llvmlite", "cupy", "nvrtc", "driver"):
         found = report[name]
         lines.append(f"  {name:<10} {found['version'] or found['reason']}")
     lines += [f"  {'GPU':<10} {gpu}" for gpu in report["gpus"]]
@@ -82,5 +83,6 @@ def text(report: dict[str, Any]) -> str:
         lines += [f"  {'':<10} wrong bits: {name}" for name in row["failed"][:10]]
         if len(row["failed"]) > 10:
             lines.append(f"  {'':<10} and {len(row['failed']) - 10} more")
+    lines += ["", f"arrays in the CPU's memory are computed by {report['cpu']}"]
     lines += ["", "all is well" if report["ok"] else "WRONG BITS: do not trust this installation's numbers", ""]
     return "\n".join(lines)

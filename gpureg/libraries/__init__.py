@@ -9,7 +9,9 @@ that record: see `Library.records`.
 """
 
 import functools
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn, Protocol, cast
@@ -18,7 +20,7 @@ import numpy as np
 
 from gpureg import backends
 from gpureg.arithmetic import Coefficients
-from gpureg.backends import Backend
+from gpureg.backends import Backend, Plan
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 """The dtypes of weights, by name."""
@@ -62,8 +64,17 @@ class Library(Protocol):
     def own(self, native: Any) -> Any:
         """Return a new native array, or a backend's 0-d result, as the library's own."""
 
-    def moves(self, array: Any) -> bool:
-        """Return whether an array may get other memory while it stays the same object."""
+    def written(self, arrays: Sequence[Any]) -> None:
+        """Let the library know that gpureg wrote to arrays."""
+
+    def placed(self, arrays: Sequence[Any]) -> Any:
+        """Return what changes when an array gets other memory, or another view of it, while it stays the same object.
+
+        None where no array ever does.
+        """
+
+    def working(self, native: Any) -> AbstractContextManager[Any]:
+        """Return a context in which operations on a native array are done where it lives, in the order of its work."""
 
     def traced(self, array: Any) -> bool:
         """Return whether an array has no elements yet, but stands for one in a program that is being recorded."""
@@ -79,17 +90,23 @@ class Library(Protocol):
         *,
         strength: Any = 1.0,
         over_batch: bool = False,
+        plan: Plan | None = None,
     ) -> Any:
         """Return the total penalty of arrays as something that the library differentiates and compiles.
 
-        `over_batch` divides it by the length of the first axis of the only array.
+        `over_batch` divides it by the length of the first axis of the only array. A plan of passes over these arrays,
+        where there is one, need not be made again.
         """
+
+    def differentiable(self, array: Any, value: Any, slope: Callable[[], Any]) -> Any:
+        """Return a value of an array as something that has this slope there, if the library keeps a record of it."""
 
     def dtype(self, dtype: Any) -> np.dtype[Any] | None:
         """Return the NumPy dtype of a name or one of the library's own dtypes; None for what is no dtype."""
 
 
-# By the top-level package of the array's type or of one of its bases. The arrays of JAX come from two.
+# By the top-level package of the array's type or of one of its bases. The arrays of JAX come from two; PyTorch's are
+# told in another way, see `_look_up`.
 _MODULES = {
     "numpy": "gpureg.libraries.numpy",
     "cupy": "gpureg.libraries.cupy",
@@ -98,29 +115,55 @@ _MODULES = {
     "jaxlib": "gpureg.libraries.jax",
 }
 
-_NAMES = ("numpy", "cupy", "tensorflow", "jax")
+_NAMES = ("numpy", "cupy", "tensorflow", "torch", "jax")
+
+_known: dict[type, Library] = {}  # by the types of arrays that were met, but for PyTorch's
+_KNOWN = 256
 
 
 def of(array: Any, name: str) -> Library:
     """Return the library of an array; a TypeError calls the array by `name`."""
-    library = _of_type(type(array))  # type: ignore[arg-type] # types are hashable; mypy doubts it of type[Any]
-    if library is None:
-        raise TypeError(
-            f"{name} must be an array of {', '.join(_NAMES[:-1])} or {_NAMES[-1]}, not {type_name(array)}; "
-            "lists, Python numbers and strings are not taken: make an array of them first"
-        )
-    return library
+    try:
+        return _known[type(array)]
+    except KeyError:
+        return _look_up(array, name)
 
 
-@functools.lru_cache(maxsize=256)
-def _of_type(kind: type) -> Library | None:
-    """Return the library whose own type, or a type derived from it, this is."""
+def _look_up(array: Any, name: str) -> Library:
+    """Return the library whose own type, or a type derived from it, that of an array is."""
+    kind = type(array)
+    if is_tensor_of_torch(array):
+        # Looked up each time, and by an import: that is what torch.compile can follow of all this, and from a lookup
+        # in what is known it would conclude that to learn another type makes its code void.
+        from gpureg.libraries.torch import library  # noqa: PLC0415 - only now it is known to be there
+
+        return cast("Library", library)
     for base in kind.__mro__:
         module = _MODULES.get(base.__module__.partition(".")[0])
         if module is not None:
-            library = cast("Library", import_module(module).library)
-            return library if library.owns(kind) else None
-    return None
+            found = cast("Library", import_module(module).library)
+            if not found.owns(kind):
+                break
+            if len(_known) >= _KNOWN:
+                _known.clear()
+            _known[kind] = found
+            return found
+    raise TypeError(
+        f"{name} must be an array of {', '.join(_NAMES[:-1])} or {_NAMES[-1]}, not {type_name(array)}; "
+        "lists, Python numbers and strings are not taken: make an array of them first"
+    )
+
+
+def is_tensor_of_torch(thing: Any) -> bool:
+    """Return whether something is a tensor of PyTorch, which is not imported for it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(thing, getattr(torch, "Tensor", ()))  # none while it is being imported
+
+
+def compiling() -> bool:
+    """Return whether this code does not run, but is read by torch.compile: it can take no lock and look up no cache."""
+    torch = sys.modules.get("torch")
+    return torch is not None and hasattr(torch, "compiler") and bool(torch.compiler.is_dynamo_compiling())
 
 
 def type_name(thing: Any) -> str:
@@ -145,7 +188,16 @@ def cupy(why: str) -> ModuleType:
         raise RuntimeError(f"{why}, which needs CuPy: pip install 'gpureg[cuda13]', or gpureg[cuda12]") from None
 
 
-class Unwritable:
+class _Ordinary:
+    def working(self, native: Any) -> AbstractContextManager[Any]:
+        device = native.device
+        return device if hasattr(device, "__enter__") else nullcontext()
+
+    def differentiable(self, array: Any, value: Any, slope: Callable[[], Any]) -> Any:  # noqa: ARG002
+        return value
+
+
+class Unwritable(_Ordinary):
     """What a library has in common with others whose arrays are not written to."""
 
     def writable(self, array: Any) -> bool:  # noqa: ARG002, D102
@@ -155,11 +207,14 @@ class Unwritable:
         raise NotImplementedError(f"{type_name(arrays[0])} is not written to")
 
 
-class Unrecorded:
+class Unrecorded(_Ordinary):
     """What a library has in common with others that keep no record, and whose arrays keep their memory."""
 
-    def moves(self, array: Any) -> bool:  # noqa: ARG002, D102
-        return False
+    def written(self, arrays: Sequence[Any]) -> None:  # noqa: D102
+        pass
+
+    def placed(self, arrays: Sequence[Any]) -> Any:  # noqa: ARG002, D102
+        return None
 
     def traced(self, array: Any) -> bool:  # noqa: ARG002, D102
         return False

@@ -14,7 +14,7 @@ import numpy as np
 
 from gpureg import arithmetic, backends
 from gpureg.arithmetic import Coefficients
-from gpureg.backends import Backend
+from gpureg.backends import Backend, Plan
 from gpureg.libraries import DTYPES, Unwritable, check_dtype, cuda_backend, cupy, numpy_dtype, traced
 
 
@@ -68,8 +68,8 @@ class JaxLibrary(Unwritable):
     def dtype(self, dtype: Any) -> np.dtype[Any] | None:  # noqa: D102
         return numpy_dtype(dtype)
 
-    def moves(self, array: Any) -> bool:  # noqa: ARG002, D102
-        return False
+    def placed(self, arrays: Sequence[Any]) -> Any:  # noqa: ARG002, D102
+        return None
 
     def traced(self, array: Any) -> bool:  # noqa: D102
         return isinstance(array, jax.core.Tracer)
@@ -85,6 +85,7 @@ class JaxLibrary(Unwritable):
         *,
         strength: Any = 1.0,
         over_batch: bool = False,
+        plan: Plan | None = None,  # noqa: ARG002
     ) -> Any:
         operations = traced.Operations(_absolute, jnp.sum, _widened, partial(jnp.asarray, dtype=dtype))
         divisor = max(arrays[0].shape[0], 1) if over_batch else 1

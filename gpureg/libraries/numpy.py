@@ -20,7 +20,7 @@ class NumpyLibrary(Unrecorded):
         return issubclass(kind, np.ndarray | np.generic)
 
     def backend(self, native: NDArray[Any]) -> Backend:  # noqa: ARG002, D102
-        return backends.load("numpy")
+        return backends.cpu()
 
     def native(self, array: Any, name: str, dtypes: Sequence[str] = DTYPES) -> NDArray[Any]:  # noqa: D102
         if isinstance(array, np.ma.MaskedArray):

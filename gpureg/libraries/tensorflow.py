@@ -87,8 +87,9 @@ class TensorflowLibrary(Unwritable):
             return None
         return result
 
-    def moves(self, array: Any) -> bool:  # noqa: D102
-        return isinstance(array, tf.Variable)
+    def placed(self, arrays: Sequence[Any]) -> Any:  # noqa: D102
+        # A variable may be anywhere, and to ask where is as much as to look at all anew.
+        return object() if any(isinstance(array, tf.Variable) for array in arrays) else None
 
     def traced(self, array: Any) -> bool:  # noqa: D102
         return not tf.executing_eagerly() or tf.is_symbolic_tensor(array)
@@ -104,6 +105,7 @@ class TensorflowLibrary(Unwritable):
         *,
         strength: Any = 1.0,
         over_batch: bool = False,
+        plan: Plan | None = None,  # noqa: ARG002
     ) -> Any:
         tensors = [tf.convert_to_tensor(array) for array in arrays]
         batch: Any = 1

@@ -28,6 +28,7 @@ def test_the_text_says_what_is_there_and_that_all_is_well(capsys: pytest.Capture
     assert f"numpy      {np.__version__}" in out
     assert f"numpy      {len(selftest.golden())} known checksums and 24 comparisons of fresh weights, seed " in out
     assert ": all right (" in out
+    assert f"arrays in the CPU's memory are computed by {gpureg.get_backend()}\n" in out
     assert out.endswith("all is well\n")
 
 
@@ -37,6 +38,7 @@ def test_json_says_the_same_to_a_program(capsys: pytest.CaptureFixture[str]) -> 
     assert (status, report["ok"], report["seed"]) == (0, True, 3)
     assert report["gpureg"] == gpureg.__version__
     assert report["numpy"]["version"] == np.__version__
+    assert report["cpu"] == gpureg.get_backend()
     row = next(row for row in report["backends"] if row["name"] == "numpy")
     assert (row["usable"], row["reason"], row["failed"]) == (True, None, [])
 
@@ -86,10 +88,12 @@ def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_needs_numpy_alone() -> None:
-    blocked = ["ml_dtypes", "cupy", "cuda", "matplotlib", "sklearn", "rich", "scipy"]
+    blocked = ["ml_dtypes", "llvmlite", "cupy", "cuda", "matplotlib", "sklearn", "rich", "scipy"]
     block = f"import sys; sys.modules.update(dict.fromkeys({blocked}))"
     code = f"{block}; from gpureg.cli import main; sys.exit(main(['check']))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "ml_dtypes  not installed; for bfloat16: pip install" in result.stdout
+    assert "llvm       not usable: llvmlite is not installed: pip install 'gpureg[cpu]'" in result.stdout
+    assert "arrays in the CPU's memory are computed by numpy" in result.stdout
     assert "all is well" in result.stdout

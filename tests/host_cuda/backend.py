@@ -48,13 +48,10 @@ class HostBackend:
         return backends.Results(total, found.each[:-1], found.rounded[:-1], found.sums)
 
     def proximal(self, leaves: Sequence[backends.Leaf], step: Scalar) -> None:
-        for leaf in leaves:
-            weights, (l1, _, twice_l2) = leaf.weights, leaf.coefficients
-            tiles = -(-weights.nbytes // self.kernels.build.tile_bytes)
-            if tiles:
-                fields = weights.ctypes.data, weights.size, step * l1, 1 + step * twice_l2, twice_l2 != 0
-                argument = np.array(fields, layout.STEP)
-                self.kernels.launch(proximal_step(weights.dtype.name), tiles, argument, seed=self.seed)
+        self.proximal_plan(leaves).take([step] * len(leaves))
+
+    def proximal_plan(self, leaves: Sequence[backends.Leaf]) -> "HostSteps":
+        return HostSteps(self, leaves)
 
     def from_numpy(self, array: Array) -> Array:
         return array.copy()
@@ -131,6 +128,43 @@ class HostBackend:
         memory.check()
         assert not counters.any(), "a counter is not zero after the call"
         return Results(each, rounded, pairs.reshape(-1, 2) if sums else None)
+
+
+class HostSteps:
+    """Proximal steps: a launch for each dtype, over tables unless it is of one tensor and one length."""
+
+    def __init__(self, host: HostBackend, leaves: Sequence[backends.Leaf]) -> None:
+        self.host, self.leaves = host, leaves
+
+    def take(self, lengths: Sequence[Scalar], *, strength: Scalar = 1.0, skips: Scalar = 0.0) -> None:
+        kernels, seed, memory = self.host.kernels, self.host.seed, Memory(guards=self.host.guards)
+        parts: dict[Any, list[int]] = {}
+        for i, leaf in enumerate(self.leaves):
+            if leaf.weights.size:
+                parts.setdefault(leaf.weights.dtype, []).append(i)
+        for number, (dtype, members) in enumerate(parts.items()):
+            records = np.zeros(len(members), layout.STEP)
+            for record, leaf in zip(records, [self.leaves[i] for i in members], strict=True):
+                l1, _, twice_l2 = leaf.coefficients
+                record["weights"], record["size"] = leaf.weights.ctypes.data, leaf.weights.size
+                record["l1"], record["twice_l2"] = l1, twice_l2
+            tiles = [-(-self.leaves[i].weights.nbytes // kernels.build.tile_bytes) for i in members]
+            records["first_tile"] = np.cumsum(tiles) - tiles
+            told = np.array([_factor(lengths[i]) for i in members], layout.FACTOR)
+            call = np.zeros((), layout.STEPS)
+            call["strength"], call["skips"] = _factor(strength), _factor(skips)
+            if len(members) > 1 or seed % 2:
+                tensor_of = np.repeat(np.arange(len(members), dtype=np.uint32), tiles)
+                tables = memory.place(records), memory.place(tensor_of)
+                call["tensors"], call["tensor_of"] = (table.ctypes.data for table in tables)
+            else:
+                call["single"] = records[0]
+            if len(np.unique(told)) > 1 or seed % 3:
+                call["lengths"] = memory.place(told).ctypes.data
+            else:
+                call["length"] = told[0]
+            kernels.launch(proximal_step(dtype.name), sum(tiles), call, seed=seed + number)
+        memory.check()
 
 
 def _place(leaf: Leaf) -> tuple[int, int]:

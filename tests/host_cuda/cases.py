@@ -31,6 +31,8 @@ PAIRS = tuple((dtype, into) for dtype in DTYPES for into in helpers.gradient_dty
 
 _POOL = 2**18
 
+_LENGTHS = (0.0, 0.01, 0.3, 1.0, 1e-30, 1e30, 1e300)
+
 
 class Range(NamedTuple):
     """What a random call is made of."""
@@ -76,6 +78,16 @@ class Case(NamedTuple):
     sums: bool = False  # whether all are asked for
 
 
+class StepCase(NamedTuple):
+    """Proximal steps of tensors; what is a 0-d array the kernels read where it is."""
+
+    tensors: Sequence[Tensor]
+    lengths: Sequence[Any]
+    strength: Any = 1.0
+    skips: Any = 0.0
+    seed: int = 0
+
+
 # Comparison ----------------------------------------------------------------------------------------------------------
 
 
@@ -99,14 +111,18 @@ def check(case: Case, host: HostBackend) -> None:
             _assert_same(leaf.gradient, gradient, f"gradient {i}", case)
 
 
-def check_proximal(tensor: Tensor, step: float, host: HostBackend) -> None:
-    """Assert that a proximal step gives the bits of the NumPy backend."""
+def check_steps(case: StepCase, host: HostBackend) -> None:
+    """Assert that proximal steps give the bits of the NumPy backend."""
     memory = Memory(guards=host.guards)
-    weights, expected = memory.place(tensor.weights, offset=tensor.offsets[0]), tensor.weights.copy()
-    host.proximal([backends.Leaf(weights, tensor.coefficients)], step)
-    numpy_backend.proximal([backends.Leaf(expected, tensor.coefficients)], step)
+    weights = [memory.place(tensor.weights, offset=tensor.offsets[0]) for tensor in case.tensors]
+    expected = [tensor.weights.copy() for tensor in case.tensors]
+    host.seed = case.seed
+    for backend, arrays in ((host, weights), (numpy_backend, expected)):
+        leaves = [backends.Leaf(*pair) for pair in zip(arrays, (t.coefficients for t in case.tensors), strict=True)]
+        backend.proximal_plan(leaves).take(case.lengths, strength=case.strength, skips=case.skips)
     memory.check()
-    _assert_same(weights, expected, "the weights", (tensor, step))
+    for found, wanted in zip(weights, expected, strict=True):
+        _assert_same(found, wanted, "the weights", case)
 
 
 def _place(tensor: Tensor, mode: Mode, memory: Memory) -> Leaf:
@@ -183,8 +199,7 @@ class Calls(NamedTuple):
             for seed in range(self.seed, self.seed + self.passes):
                 check(draw(seed, self.pairs, self.modes, self.tiles), host)
             for seed in range(self.seed, self.seed + self.steps):
-                host.seed = seed
-                check_proximal(*draw_proximal(seed, self.pairs), host)
+                check_steps(draw_steps(seed, self.pairs), host)
 
 
 # Random calls --------------------------------------------------------------------------------------------------------
@@ -201,12 +216,18 @@ def draw(seed: int, pairs: Sequence[tuple[str, str]], modes: Sequence[Mode], til
     return Case(mode, tensors, _factor(rng, of), _factor(rng, of), divisor, rng.randrange(2**40), sums)
 
 
-def draw_proximal(seed: int, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, float]:
-    """Return a random tensor and a step."""
+def draw_steps(seed: int, pairs: Sequence[tuple[str, str]]) -> StepCase:
+    """Return random steps of tensors of these dtypes."""
     rng = random.Random(seed)
-    dtype, _ = rng.choice(pairs)
     of = rng.choice((_ORDINARY, _WILD))
-    return _tensor(rng, of, dtype, dtype, tiles=3), rng.choice((0.0, 0.01, 0.3, 1.0, 1e-30, 1e30, 1e300))
+    count = rng.choice((1, 1, 1, 2, 3, 7, 20))
+    dtypes = [rng.choice(pairs)[0] for _ in range(count)]
+    tensors = [_tensor(rng, of, dtype, dtype, tiles=3 if count < 5 else 1) for dtype in dtypes]
+    common = _in_memory(rng, rng.choice(_LENGTHS))
+    lengths = [common if rng.random() < 0.5 else _in_memory(rng, rng.choice(_LENGTHS)) for _ in tensors]
+    strength = _in_memory(rng, rng.choice((0.7, 0.0, 1e-50, 1e50)) if rng.random() < 0.4 else 1.0)
+    skips = _in_memory(rng, rng.choice((1.0, 2.0, math.inf)) if rng.random() < 0.1 else 0.0)
+    return StepCase(tensors, lengths if rng.random() < 0.7 else [common] * count, strength, skips, rng.randrange(2**40))
 
 
 def _tensor(rng: random.Random, of: Range, dtype: str, into: str, tiles: int) -> Tensor:
@@ -237,7 +258,11 @@ def _offsets(rng: random.Random, dtype: str, into: str) -> tuple[int, int]:
 
 
 def _factor(rng: random.Random, of: Range) -> Any:
-    factor = rng.choice(of.factors) if rng.random() < 0.4 else 1.0
+    return _in_memory(rng, rng.choice(of.factors) if rng.random() < 0.4 else 1.0)
+
+
+def _in_memory(rng: random.Random, factor: float) -> Any:
+    """Return a number as it is, or as an array for kernels to read."""
     with np.errstate(over="ignore", under="ignore"):
         return np.array(factor, rng.choice((np.float64, np.float32))) if rng.random() < 0.5 else factor
 

@@ -98,9 +98,9 @@ def check_proximal(kernels: Library, weights: str, offset: int = 0) -> None:
     expected = [moved[part].copy() for part in far.parts]
     for numbers in expected:
         numpy_backend.proximal([backends.Leaf(numbers, COEFFICIENTS)], 0.1)
-    step = np.array(
-        (moved.ctypes.data, far.size, 0.1 * COEFFICIENTS.l1, 1 + 0.1 * COEFFICIENTS.twice_l2, True), layout.STEP
-    )
-    kernels.launch(proximal_step(weights), far.tiles, step, blocks=far.blocks)
+    call = np.zeros((), layout.STEPS)
+    call["single"] = moved.ctypes.data, far.size, COEFFICIENTS.l1, COEFFICIENTS.twice_l2, 0
+    call["length"]["number"], call["strength"]["number"] = 0.1, 1.0
+    kernels.launch(proximal_step(weights), far.tiles, call, blocks=far.blocks)
     for part, numbers in zip(far.parts, expected, strict=True):
         assert np.array_equal(bits(moved[part]), bits(numbers))

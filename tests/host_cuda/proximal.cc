@@ -5,7 +5,7 @@ namespace HOST_CUDA_COPY {
 
 #include "proximal.cu"
 
-#define KERNEL(...) {#__VA_ARGS__, THREADS, sizeof(Step), host::run<Step, __VA_ARGS__>, nullptr, 0},
+#define KERNEL(...) {#__VA_ARGS__, THREADS, sizeof(Steps), host::run<Steps, __VA_ARGS__>, nullptr, 0},
 const host::Kernel kernels[] = {HOST_CUDA_KERNELS};
 const host::Registration registration(kernels, sizeof(kernels) / sizeof(kernels[0]));
 

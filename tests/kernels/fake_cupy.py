@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from gpureg import libraries
 from gpureg.arithmetic import tile_size
 from gpureg.backends import cuda
+from gpureg.backends.cuda_steps import STEP
 from tests.helpers import raw
 
 Launch = Callable[[str, int, NDArray[Any]], None]
@@ -95,6 +96,10 @@ class Pointer:
     def __init__(self, memory: Memory, offset: int = 0) -> None:
         self.memory, self.offset = memory, offset
         self.ptr, self.device_id = memory.ptr + offset, memory.device
+
+    @property
+    def mem(self) -> Any:
+        return self.memory
 
     def __add__(self, nbytes: int) -> "Pointer":
         return Pointer(self.memory, self.offset + nbytes)
@@ -332,8 +337,7 @@ def _check(touched: _Touched, name: str, grid: int, argument: np.void) -> None:
     kernel, dtype, *more = re.findall(r"\w+", name)
     item, given = _ITEMSIZES[dtype], {key: argument[key] for key in argument.dtype.names or ()}
     if kernel == "proximal_step":
-        touched.check("weights", given["weights"], given["size"] * item, item, written=True)
-        assert grid == -(-int(given["size"]) // tile_size(item))
+        _check_steps(touched, given, grid, item)
         return
     count, groups, launched, blocks = (int(given[key]) for key in ("count", "groups", "launched", "blocks"))
     large = int(given["large"])
@@ -378,6 +382,29 @@ def _check(touched: _Touched, name: str, grid: int, argument: np.void) -> None:
         assert stop <= start, f"{one} and {other} in the same memory"
 
 
+def _check_steps(touched: _Touched, given: dict[str, Any], grid: int, item: int) -> None:
+    """Assert the same of proximal steps."""
+    records, owners = np.array([given["single"]]), np.zeros(grid, np.int64)
+    if given["tensors"]:
+        touched.check("tensor_of", given["tensor_of"], 4 * grid, 4)
+        owners = touched.cupy.read(int(given["tensor_of"]), grid, np.uint32).astype(np.int64)
+        count = int(owners[-1]) + 1
+        touched.check("tensors", given["tensors"], count * STEP.itemsize, 8)
+        records = touched.cupy.read(int(given["tensors"]), count, STEP)
+    factors = [given["length"], given["strength"], given["skips"]]
+    if given["lengths"]:
+        touched.check("lengths", given["lengths"], len(records) * cuda.FACTOR.itemsize, 8)
+        factors += list(touched.cupy.read(int(given["lengths"]), len(records), cuda.FACTOR))
+    for factor in factors:
+        if factor["place"]:
+            wide = 4 if factor["is_float"] else 8
+            touched.check("a factor", factor["place"], wide, wide)
+    touched.check("weights", records["weights"], records["size"] * np.uint64(item), item, written=True)
+    tiles = -(-records["size"].astype(np.int64) // tile_size(item))
+    assert np.array_equal(owners, np.repeat(np.arange(len(records)), tiles))
+    assert np.array_equal(records["first_tile"], np.cumsum(tiles) - tiles)
+
+
 def on_device(cupy: FakeCupy, array: NDArray[Any]) -> DeviceArray:
     """Return a device array of the same contents and strides, as far from what a vector of 16 bytes needs."""
     spans = [stride * (length - 1) for stride, length in zip(array.strides, array.shape, strict=True)]
@@ -414,7 +441,7 @@ def installed(cupy: FakeCupy) -> Iterator[FakeCupy]:
 def _forget() -> None:
     """Forget which library arrays are of, and what the CUDA backend loaded and keeps."""
     sys.modules.pop("gpureg.libraries.cupy", None)
-    for cached in (libraries._of_type, cuda._kernel, cuda._unusable):
+    for cached in (cuda._kernel, cuda._unusable):
         cached.cache_clear()
-    for kept in (cuda._Stream._counters, cuda._Stream._captured, cuda._thread.counters):
+    for kept in (libraries._known, cuda._Stream._counters, cuda._Stream._captured, cuda._thread.counters):
         kept.clear()

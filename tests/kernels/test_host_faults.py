@@ -424,7 +424,7 @@ def test_32_bits_are_seen_to_be_too_few_in_a_pass(right: str, wrong: str, offset
         far.check_pass(library(Build(kernels=kernels, folder=tmp_path)), "float16", "float32", offset)
 
 
-@pytest.mark.parametrize(("right", "wrong", "offset"), short("blockIdx.x", "step"))
+@pytest.mark.parametrize(("right", "wrong", "offset"), short("tile", "step"))
 def test_32_bits_are_seen_to_be_too_few_in_a_step(right: str, wrong: str, offset: int, tmp_path: Path) -> None:
     Fault("proximal.cu", right, wrong).plant(tmp_path)
     kernels = ("proximal_step<Half>",)

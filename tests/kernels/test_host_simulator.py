@@ -23,7 +23,10 @@ STEP = "proximal_step<float>"
 
 
 def step_of(array: Array) -> Array:
-    return np.array((array.ctypes.data, array.size, 0.5, 1.0, False), layout.STEP)
+    call = np.zeros((), layout.STEPS)
+    call["single"] = array.ctypes.data, array.size, 0.5, 0.0, 0
+    call["length"]["number"] = call["strength"]["number"] = 1.0
+    return call
 
 
 # Launches ------------------------------------------------------------------------------------------------------------
@@ -47,7 +50,7 @@ def test_bad_launches_are_refused() -> None:
     step = step_of(np.ones(1, np.float32))
     with pytest.raises(HostCudaError, match="no kernel here is called proximal_step<int>"):
         launch("proximal_step<int>", 1, step)
-    with pytest.raises(HostCudaError, match=f"the argument has 4 bytes, expected {layout.STEP.itemsize}"):
+    with pytest.raises(HostCudaError, match=f"the argument has 4 bytes, expected {layout.STEPS.itemsize}"):
         launch(STEP, 1, b"1234")
     with pytest.raises(HostCudaError, match="a grid of no blocks"):
         launch(STEP, 0, step)
