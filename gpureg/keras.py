@@ -7,8 +7,8 @@ registered with Keras under "gpureg": models that have them are saved, loaded, c
 
 A penalty has the dtype in which Keras adds losses, `keras.config.floatx()`, whatever that of the weights: TensorFlow
 does not add losses of several dtypes. gpureg computes it in one pass, with the bits of the NumPy array, wherever there
-are elements, and in what PyTorch compiles. What TensorFlow and JAX compile has the same formula in operations of their
-own, which sum in float32, or float64 for float64 weights; so the last bits may differ.
+are elements, and in what PyTorch compiles. In what TensorFlow and JAX compile it is the same formula in their own
+operations, which sum in float32, or float64 for float64 weights; so the last bits may differ.
 """
 
 from functools import partial
