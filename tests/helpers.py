@@ -5,6 +5,7 @@ compares unsigned integers.
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +40,11 @@ REGULARIZERS: Mapping[str, tuple[gpureg.Regularizer, Rule]] = {
     "L1 of 0": (gpureg.L1(0.0), Rule()),
     "HalvedL2 of 0": (gpureg.HalvedL2(0.0), Rule(halved=True)),
 }
+
+
+def shown(value: Any) -> str:
+    """Return a name for a parameter of a test; the same in all workers, so without addresses."""
+    return re.sub(r" at 0x\w+", "", str(value))
 
 
 def regularizer(rule: Rule) -> gpureg.Regularizer:

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,7 @@ from gpureg import (
     serialize,
 )
 from gpureg.regularizers import register
-
-
-def shown(value: Any) -> str:
-    """Return a name for a parameter; the same in all workers, so without addresses."""
-    return re.sub(r" at 0x\w+", "", str(value))
-
+from tests.helpers import shown
 
 NAMES = {
     "L1": L1(), "l1": L1(), "L2": L2(), "l2": L2(), "L1L2": L1L2(), "l1l2": L1L2(), "HalvedL2": HalvedL2(),

@@ -13,7 +13,7 @@ def test_a_variable_and_its_penalty_import_no_framework() -> None:
         "from gpureg import tf1; tf1.get_variable('w', [3], regularizer=tf1.l2_regularizer(0.5)); "
         "float(tf1.losses.get_regularization_loss())"
     )
-    assert not loaded_by(statements) & LIBRARIES
+    assert not loaded_by(statements) & (LIBRARIES - {"llvmlite"})  # what computes, if it is installed
 
 
 def test_gpureg_does_not_import_it() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import gpureg
 from gpureg import samples, tf1
-from tests.helpers import bits
+from tests.helpers import bits, shown
 
 W = np.array([[1, -2], [-3, 4]], np.float32)
 RANDOM = samples.weights(20_000, np.dtype(np.float32)).reshape(100, 200)
@@ -35,7 +35,7 @@ def _private(w: Any) -> Any:
      (tf1.sum_regularizer([L1, None, L2]), 12.5), (tf1.sum_regularizer([L2]), 7.5),
      (tf1.sum_regularizer([own, L1, own]), 9.0), (tf1.sum_regularizer([gpureg.L2(0.5), L2]), 22.5),
      (tf1.sum_regularizer(each for each in (own, tf1.no_regularizer)), 2.0)],
-    ids=str,
+    ids=shown,
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_known_values_of_arrays_and_of_variables(regularizer: Any, expected: float, dtype: str) -> None:
@@ -127,7 +127,7 @@ def test_no_upper_bound() -> None:
 # sum_regularizer -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("nothing", [[], [None], (), [None, None]], ids=str)
+@pytest.mark.parametrize("nothing", [[], [None], (), [None, None]], ids=shown)
 def test_a_sum_of_no_regularizers_is_none(nothing: Any) -> None:
     assert tf1.sum_regularizer(nothing) is None
 
@@ -174,7 +174,7 @@ class Largest(gpureg.Regularizer):
      (own, "own"), (_private, "private"), (lambda w: w.sum(), "lambda"),
      (gpureg.HalvedL2(0.5), "HalvedL2"), (Largest(), "Largest"),
      (gpureg.OrthogonalRegularizer(0.5), "OrthogonalRegularizer")],
-    ids=str,
+    ids=shown,
 )  # fmt: skip
 def test_the_penalty_of_a_variable_is_named_after_the_regularizer(regularizer: Any, name: str) -> None:
     with tf1.variable_scope("s"):
@@ -192,7 +192,7 @@ def test_a_scope_that_is_no_name_is_refused() -> None:
 
 
 @pytest.mark.parametrize("off", [tf1.no_regularizer, tf1.l1_regularizer(0.0), tf1.sum_regularizer([L1, None]),
-                                 lambda _: None], ids=str)  # fmt: skip
+                                 lambda _: None], ids=shown)  # fmt: skip
 def test_a_regularizer_that_returns_none_leaves_no_penalty(off: Any) -> None:
     tf1.get_variable("w", [1], regularizer=off)
     assert len(tf1.losses.get_regularization_losses()) == (off(W) is not None)
@@ -231,7 +231,7 @@ def test_its_bits_are_those_of_a_penalty() -> None:
     assert bits(tf1.apply_regularization(tf1.l2_regularizer(0.3), arrays).value) == bits(expected)
 
 
-@pytest.mark.parametrize("given", [None, [], ()], ids=str)
+@pytest.mark.parametrize("given", [None, [], ()], ids=shown)
 def test_without_weights_it_takes_those_collected(given: Any) -> None:
     with pytest.raises(ValueError, match=r"^No weights to regularize\.$"):
         tf1.apply_regularization(L2, given)
@@ -241,7 +241,7 @@ def test_without_weights_it_takes_those_collected(given: Any) -> None:
     assert (penalty.value, penalty.name) == (15.0, "get_regularization_penalty:0")
 
 
-@pytest.mark.parametrize("off", [tf1.no_regularizer, tf1.l2_regularizer(0.0), lambda _: None], ids=str)
+@pytest.mark.parametrize("off", [tf1.no_regularizer, tf1.l2_regularizer(0.0), lambda _: None], ids=shown)
 def test_a_penalty_of_none_is_zero(off: Any) -> None:
     penalty = tf1.apply_regularization(off, [W, W])
     assert penalty.value == 0

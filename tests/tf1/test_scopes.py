@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gpureg import tf1
+from tests.helpers import shown
 
 L1, L2 = tf1.l1_regularizer(0.5), tf1.l2_regularizer(0.5)
 
@@ -284,7 +285,7 @@ def test_a_reused_variable_must_have_the_dtype_asked_for_or_the_scopes() -> None
      ((5,), {}, TypeError, "VariableScope: name_or_scope must be a string or VariableScope."),
      (("a",), {"reuse": 1}, ValueError, "The reuse parameter must be True or False or None."),
      ((None, "a"), {"reuse": True}, ValueError, "reuse=True cannot be used without a name_or_scope")],
-    ids=str,
+    ids=shown,
 )  # fmt: skip
 def test_what_a_scope_refuses(arguments: Any, options: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error) as raised, tf1.variable_scope(*arguments, **options):

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gpureg import samples, tf1
+from tests.helpers import shown
 
 VALUES = samples.weights(6, np.dtype(np.float32)).reshape(2, 3)
 
@@ -35,7 +36,7 @@ def test_an_array_is_kept_and_not_copied() -> None:
     [(0.5, "float32", ()), ([1.0, 2.0], "float32", (2,)), (3, "int32", ()), ([[1], [2]], "int32", (2, 1)),
      (True, "bool", ()), (np.float64(0.5), "float64", ()), (np.float32(0.5), "float32", ()), ((1.0,), "float32", (1,)),
      (1j, "complex128", ())],
-    ids=str,
+    ids=shown,
 )  # fmt: skip
 def test_numbers_and_lists_become_arrays_of_tensorflows_dtypes(given: Any, dtype: str, shape: Any) -> None:
     w = tf1.get_variable("w", initializer=given)
@@ -148,7 +149,7 @@ def text(*_: Any, **__: Any) -> str:
      ({"shape": [2], "regularizer": "l2"}, TypeError, "'str' object is not callable"),
      ({"shape": [2], "dtype": np.int32, "regularizer": tf1.l2_regularizer(0.5)}, TypeError,
       r"^weights\['w:0'\] has dtype int32; expected float16")],
-    ids=str,
+    ids=shown,
 )  # fmt: skip
 def test_what_a_variable_cannot_begin_with(options: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
@@ -187,7 +188,7 @@ OPERATORS = (operator.add, operator.sub, operator.mul, operator.truediv, operato
 
 
 @pytest.mark.parametrize("operation", OPERATORS, ids=lambda each: each.__name__)
-@pytest.mark.parametrize("other", [2, 0.5, np.float64(0.5), OTHER], ids=str)
+@pytest.mark.parametrize("other", [2, 0.5, np.float64(0.5), OTHER], ids=shown)
 def test_operators_are_those_of_the_array_on_both_sides(operation: Callable[[Any, Any], Any], other: Any) -> None:
     array = np.abs(VALUES)
     w = variable(array)
@@ -222,7 +223,7 @@ def test_arrays_of_other_libraries_leave_operators_to_a_variable_and_are_given_i
 
 
 @pytest.mark.parametrize("operation", [operator.neg, operator.pos, abs, len, list, str, "{:}".format, np.asarray,
-                                       np.square, np.sum, np.linalg.norm], ids=str)  # fmt: skip
+                                       np.square, np.sum, np.linalg.norm], ids=shown)  # fmt: skip
 def test_one_sided_operations_are_those_of_the_array(operation: Callable[[Any], Any]) -> None:
     ours, theirs = operation(variable()), operation(VALUES)
     assert type(ours) is type(theirs)
@@ -309,7 +310,7 @@ def test_a_scalar_variable_is_changed_in_place() -> None:
 
 
 @pytest.mark.parametrize("name", ["assign", "assign_add", "assign_sub"])
-@pytest.mark.parametrize("value", [0.0, np.ones(3), np.ones((3, 2))], ids=str)
+@pytest.mark.parametrize("value", [0.0, np.ones(3), np.ones((3, 2))], ids=shown)
 def test_what_is_assigned_has_the_variables_shape(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=r"^Cannot assign value to variable 'w:0': Shape mismatch\."):
         getattr(variable(), name)(value)
