@@ -390,7 +390,7 @@ class _Chunks:
         *chunk, size = struct.unpack(f"<{axes}L", layout.take(11, 4 * axes, "the shape of chunks")) or (0,)
         self._shape, self._chunk = shape, tuple(chunk)
         self._nbytes = math.prod(chunk) * itemsize
-        if len(chunk) != len(shape) or size != itemsize or not 0 < self._nbytes <= MAX_CHUNK:
+        if not shape or len(chunk) != len(shape) or size != itemsize or not 0 < self._nbytes <= MAX_CHUNK:
             chunks = (
                 f"chunks of {quoted(self._chunk)}, {size} bytes an element; at most {MAX_CHUNK} bytes each are read"
             )
@@ -404,24 +404,20 @@ class _Chunks:
         last = len(shape) - 1
         wide = [chunk[axis] * math.prod(shape[axis + 1 :]) * self._itemsize for axis in range(len(shape))]
         axis = next((axis for axis in range(last) if wide[axis] <= MAX_CHUNK), last)
-        ahead = list(itertools.product(*map(_starts, shape[axis + 1 :], chunk[axis + 1 :])))
+        rest = list(zip(shape[axis + 1 :], chunk[axis + 1 :], strict=True))
+        ahead = list(itertools.product(*(range(0, length, step) for length, step in rest)))
         for number in range(math.prod(shape[:axis])):
             outer = tuple(map(int, np.unravel_index(number, shape[:axis])))
-            before = tuple(index - index % length for index, length in zip(outer, chunk, strict=False))
-            within = tuple(index % length for index, length in zip(outer, chunk, strict=False))
-            for start in _starts(shape[axis], chunk[axis]):
-                length = min(chunk[axis], shape[axis] - start)
-                block = np.empty((length, *shape[axis + 1 :]), f"V{self._itemsize}")
+            before = tuple(index - index % step for index, step in zip(outer, chunk, strict=False))
+            within = tuple(index % step for index, step in zip(outer, chunk, strict=False))
+            for start in range(0, shape[axis], chunk[axis]):
+                size = min(chunk[axis], shape[axis] - start)
+                block = np.empty((size, *shape[axis + 1 :]), f"V{self._itemsize}")
                 for tail in ahead:
-                    ends = tuple(
-                        map(
-                            min,
-                            zip(shape[axis + 1 :], map(sum, zip(tail, chunk[axis + 1 :], strict=True)), strict=True),
-                        )
-                    )
-                    part = (slice(0, length), *(slice(0, end - at) for at, end in zip(tail, ends, strict=True)))
-                    where = (slice(0, length), *map(slice, tail, ends))
-                    block[where] = fetch((*before, start, *tail))[(*within, *part)]
+                    sizes = [min(step, length - at) for at, (length, step) in zip(tail, rest, strict=True)]
+                    there = [slice(at, at + size) for at, size in zip(tail, sizes, strict=True)]
+                    here = fetch((*before, start, *tail))[(*within, slice(size), *map(slice, sizes))]
+                    block[(slice(None), *there)] = here
                 yield block
 
     def _places(self) -> dict[tuple[int, ...], _Chunk]:
@@ -465,7 +461,3 @@ class _Chunks:
         """Undo what puts the first bytes of all elements first, then the second ones, and so on."""
         whole = len(data) // self._itemsize * self._itemsize
         return np.frombuffer(data[:whole], np.uint8).reshape(self._itemsize, -1).T.tobytes() + data[whole:]
-
-
-def _starts(length: int, step: int) -> range:
-    return range(0, length, step)

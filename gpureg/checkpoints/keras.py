@@ -1,5 +1,6 @@
 """Keras files: .weights.h5, HDF5, and .keras, a zip archive that holds one."""
 
+import math
 import re
 from collections.abc import Callable
 
@@ -59,9 +60,7 @@ def _named(path: str, groups: dict[str, dict[str, str]]) -> str:
 def _elements(window: Window, dataset: hdf5.Dataset, dtype: str) -> Callable[[], Elements]:
     def elements() -> Elements:
         stored = stored_dtype(dtype, dataset.datatype.byte_order)
-        count = 1
-        for length in dataset.shape:
-            count *= length
+        count = math.prod(dataset.shape)
         if dataset.blocks is not None:
             return Streamed(dtype, stored, count, tuple(range(len(dataset.shape))), dataset.blocks)
         return Mapped(dtype, window.elements(dataset.at, stored, count, "a dataset").reshape(dataset.shape))

@@ -382,6 +382,10 @@ LYING: dict[str, tuple[bytes, str]] = {
     "chunk of 0": (changed(CHUNKED, message(CHUNKED, 8) + 11, "<L", 0), "has chunks of (0, 3)"),
     "chunk of other axes": (changed(CHUNKED, message(CHUNKED, 8) + 2, "<B", 2), "has chunks of (1,), 3 bytes"),
     "chunk of no axes": (changed(CHUNKED, message(CHUNKED, 8) + 2, "<B", 0), "has chunks of ()"),
+    "chunk of a scalar": (
+        changed(changed(CHUNKED, message(CHUNKED, 1) + 1, "<B", 0), message(CHUNKED, 8), "<BBBQL", 3, 2, 1, CHUNKS, 4),
+        "dataset 'w' has chunks of (), 4 bytes an element",
+    ),
     "chunks nowhere": (changed(CHUNKED, message(CHUNKED, 8) + 3, "<Q", UNDEFINED), "a node of a tree needs 24 bytes"),
     "chunk at a wrong place": (changed(CHUNKED, CHUNKS + 32, "<Q", 5), "has a chunk at (5, 0), where none can be"),
     "chunk off its grid": (changed(CHUNKED, CHUNKS + 40, "<Q", 1), "has a chunk at (0, 1), where none can be"),
