@@ -30,7 +30,8 @@ def activity(x: Any, coefficients: Coefficients) -> Any:
     """Return the penalty of x over the length of its first axis, the batch; 0 for an empty batch."""
     library = libraries.of(x, "x")
     if library.records((x,)):
-        batch(x.shape)
+        if getattr(x.shape, "rank", 0) is not None:  # TensorFlow may not know it yet
+            batch(x.shape)
         result = _result_dtype(library, _dtype(library, x, "x"))
         return library.recorded((x,), (coefficients,), result, over_batch=True)
     native = library.native(x, "x")
@@ -198,7 +199,8 @@ class Tensors:
 
     def total(self, strength: Any) -> Any:
         """Return the sum of the penalties, 0-d, as the library's own."""
-        if self.library.records(self.arrays):
+        traced = not isinstance(strength, float) and self.library.traced(strength)
+        if traced or self.library.records(self.arrays):
             return self.library.recorded(
                 self.arrays, self._coefficients, self.dtype, strength=strength, plan=self._plan
             )

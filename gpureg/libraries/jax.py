@@ -34,14 +34,19 @@ class JaxLibrary(Unwritable):
         )
 
     def native(self, array: Any, name: str, dtypes: Sequence[str] = DTYPES) -> Any:  # noqa: D102
-        if self.traced(array):
+        if isinstance(array, jax.core.Tracer):
             raise TypeError(
                 f"{name} is traced by JAX and has no elements; of what jax.jit, grad or vmap trace there is only the "
                 "penalty itself"
             )
-        check_dtype(array.dtype, name, dtypes)
+        dtype = self.dtype(array.dtype)
+        if dtype is None:  # as of random keys
+            raise TypeError(f"{name} has dtype {array.dtype}; expected {' or '.join(dtypes)}")
+        check_dtype(dtype, name, dtypes)
         if len(devices := array.devices()) > 1:
-            raise TypeError(f"{name} is spread over {len(devices)} devices; expected an array on one")
+            raise TypeError(
+                f"{name} is spread over {len(devices)} devices; of such an array there is only the penalty itself"
+            )
         (device,) = devices
         if device.platform == "cpu":
             return np.asarray(array)  # a view of it
@@ -72,7 +77,8 @@ class JaxLibrary(Unwritable):
         return None
 
     def traced(self, array: Any) -> bool:  # noqa: D102
-        return isinstance(array, jax.core.Tracer)
+        # One that is spread over devices has its elements nowhere in one piece.
+        return isinstance(array, jax.core.Tracer) or len(array.devices()) > 1
 
     def records(self, arrays: Sequence[Any]) -> bool:  # noqa: D102
         return any(map(self.traced, arrays))

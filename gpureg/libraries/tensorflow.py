@@ -7,7 +7,7 @@ own operations. Values stay on the device; TensorFlow has streams of its own the
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_dtypes
 import numpy as np
@@ -110,7 +110,7 @@ class TensorflowLibrary(Unwritable):
         tensors = [tf.convert_to_tensor(array) for array in arrays]
         batch: Any = 1
         if over_batch:
-            length = tensors[0].shape[0]
+            length = tensors[0].shape[0] if tensors[0].shape.rank is not None else None
             batch = tf.maximum(tf.shape(tensors[0])[0], 1) if length is None else max(length, 1)
         if any(map(self.traced, tensors)):
             operations = traced.Operations(tf.abs, tf.reduce_sum, _widened, partial(tf.cast, dtype=dtype))
@@ -134,29 +134,57 @@ class TensorflowLibrary(Unwritable):
 
         @tf.custom_gradient  # type: ignore[untyped-decorator] # likewise
         def slopes(upstream: Any, *tensors: Any) -> tuple[Any, Callable[..., Any]]:
-            plan, outs = self._plan(tensors, coefficients), [self.empty_like(tensor) for tensor in tensors]
-            factor = self.native(upstream, "the upstream gradient")
-            plan.gradient(plan.bind(outs), strength=strength, upstream=factor)
+            def scale(tensor: Any) -> Any:
+                return tf.cast(strength, tensor.dtype) * tf.cast(upstream, tensor.dtype)
 
             def second(*directions: Any) -> list[Any]:
-                factors = [tf.cast(strength, tensor.dtype) for tensor in tensors]
+                wide = list(map(_widened, tensors))
+                along = [_widened(direction) for direction in directions]
                 steps = [
-                    factor * tf.reduce_sum(direction * (own.l1 * tf.sign(tensor) + own.twice_l2 * tensor))
-                    for factor, direction, own, tensor in zip(factors, directions, coefficients, tensors, strict=True)
+                    tf.cast(strength, x.dtype) * tf.reduce_sum(d * _slope(x, own))
+                    for x, d, own in zip(wide, along, coefficients, strict=True)
                 ]
                 curved = [
-                    direction * (own.twice_l2 * factor * tf.cast(upstream, tensor.dtype))
-                    for factor, direction, own, tensor in zip(factors, directions, coefficients, tensors, strict=True)
+                    tf.cast(d * (own.twice_l2 * scale(x)), tensor.dtype)
+                    for x, d, own, tensor in zip(wide, along, coefficients, tensors, strict=True)
                 ]
                 return [tf.add_n([tf.cast(step, tf.float64) for step in steps]), *curved]
 
+            if self.traced(upstream):  # as tape.jacobian has it
+                wide = list(map(_widened, tensors))
+                plain = [scale(x) * _slope(x, own) for x, own in zip(wide, coefficients, strict=True)]
+                return [tf.cast(x, tensor.dtype) for x, tensor in zip(plain, tensors, strict=True)], second
+            plan, outs = self._plan(tensors, coefficients), [self.empty_like(tensor) for tensor in tensors]
+            factor = self.native(upstream, "the upstream gradient")
+            plan.gradient(plan.bind(outs), strength=strength, upstream=factor)
             return list(map(self.own, outs)), second
 
         return penalty(*tensors)
 
+    def differentiable(self, array: Any, value: Any, slope: Callable[[], Any]) -> Any:  # noqa: D102
+        @tf.custom_gradient  # type: ignore[untyped-decorator] # it has no hints
+        def known(tensor: Any) -> tuple[Any, Callable[[Any], Any]]:
+            return value, lambda upstream: slopes(tf.cast(upstream, tensor.dtype), slope(), tensor)
+
+        @tf.custom_gradient  # type: ignore[untyped-decorator] # likewise
+        def slopes(upstream: Any, slope: Any, _: Any) -> tuple[Any, Callable[..., Any]]:
+            return upstream * slope, _twice
+
+        return known(tf.convert_to_tensor(array))
+
     def _plan(self, tensors: Sequence[Any], coefficients: Sequence[Coefficients]) -> Plan:
         natives = [self.native(tensor, "w") for tensor in tensors]
         return self.backend(natives[0]).plan([Leaf(*each) for each in zip(natives, coefficients, strict=True)])
+
+
+def _slope(x: Any, own: Coefficients) -> Any:
+    """Return the gradient as TensorFlow's operations; a term whose coefficient is 0 is left out."""
+    terms = [own.l1 * tf.sign(x)] * (own.l1 != 0) + [own.twice_l2 * x] * (own.twice_l2 != 0)
+    return sum(terms[1:], terms[0]) if terms else tf.zeros_like(x)
+
+
+def _twice(*_: Any) -> NoReturn:
+    raise LookupError("the gradient of this penalty has no gradient of its own")
 
 
 def _widened(tensor: Any) -> Any:

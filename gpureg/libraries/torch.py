@@ -122,9 +122,9 @@ class TorchLibrary:
         return numpy_dtype("bfloat16" if dtype is torch.bfloat16 else dtype)
 
     def traced(self, array: Any) -> bool:  # noqa: D102
-        if torch.compiler.is_dynamo_compiling() or array.is_meta:
+        if torch.compiler.is_dynamo_compiling() or isinstance(array, FakeTensor | FunctionalTensor):
             return True
-        return type(array) not in _PLAIN and isinstance(array, FakeTensor | FunctionalTensor)
+        return isinstance(array, Tensor) and bool(array.is_meta)
 
     def records(self, arrays: Sequence[Any]) -> bool:  # noqa: D102
         return _sees_operators_alone(arrays) or (

@@ -17,7 +17,7 @@ def add_n(inputs: Iterable[Any], name: str | None = None) -> Any:
     Parameters
     ----------
     inputs
-        Arrays, variables, numbers and deferred losses, at least one.
+        Arrays, variables, numbers, lists of numbers and deferred losses, at least one.
     name
         The name of a sum that is deferred, "AddN" by default.
 
@@ -41,7 +41,7 @@ def add_n(inputs: Iterable[Any], name: str | None = None) -> Any:
     >>> tf1.add_n([np.ones(2), np.ones(2)])
     array([2., 2.])
     """
-    terms = list(inputs)
+    terms = [np.asarray(term) if isinstance(term, list | tuple) else term for term in inputs]
     if not terms:
         raise ValueError(
             "Inputs must be an iterable of at least one Tensor/IndexedSlices with the same dtype and shape."

@@ -2,6 +2,7 @@
 
 import math
 import operator
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -122,7 +123,13 @@ class Operand(ABC):
         return f"<{type(self).__name__} {self.name!r} shape={self.shape}>"
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        return np.array(self.value, dtype=dtype, copy=copy)
+        value = self.value
+        # A tensor of PyTorch refuses while it records its gradient, which no NumPy array can do.
+        return np.array(value.detach() if hasattr(value, "detach") else value, dtype=dtype, copy=copy)
+
+    def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> Any:
+        """Return a tensor of TensorFlow, which would take `__array__` else and lose the gradient."""
+        return sys.modules["tensorflow"].convert_to_tensor(self.value, dtype=dtype, name=name)
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the array: its dtype, device, transpose, methods."""

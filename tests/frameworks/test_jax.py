@@ -1,5 +1,8 @@
 """JAX arrays: concrete ones have the bits of NumPy arrays, traced ones JAX's own operations."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -91,6 +94,46 @@ def test_whole_trees_inside_a_loss() -> None:
     assert gradients["fc"]["kernel"].tolist() == [[1, -2]]
     assert gradients["fc"]["bias"].tolist() == [0]
     assert bits(gpureg.Penalty(weights, rules).grads()["fc/kernel"]) == bits(np.array([[2, -4]], np.float32))
+
+
+def test_a_strength_may_be_differentiated() -> None:
+    penalty = gpureg.Penalty({"a": jnp.asarray([1.0, 2.0])}, gpureg.HalvedL2(1.0))
+
+    def loss(strength: Any) -> Any:
+        penalty.set_strength(strength)
+        return penalty()
+
+    assert jax.grad(loss)(3.0) == 2.5
+
+
+def test_keys_are_no_weights() -> None:
+    for call in (gpureg.l2_loss, jax.jit(gpureg.l2_loss)):
+        with pytest.raises(TypeError, match="w has dtype key<fry>"):
+            call(jax.random.key(0))
+
+
+SPREAD = """
+import keras, numpy as np, jax, gpureg, gpureg.keras
+keras.distribution.set_distribution(keras.distribution.DataParallel())
+layer = keras.layers.Dense(3, kernel_regularizer=gpureg.keras.L2(0.5), kernel_initializer="ones")
+model = keras.Sequential([keras.Input((4,)), layer])
+model.compile(keras.optimizers.SGD(0.0), "mse")
+model.fit(np.ones((8, 4)), np.ones((8, 3)), verbose=0)
+w = layer.kernel.value
+assert len(w.devices()) == 2
+assert gpureg.L2(0.5)(w) == gpureg.Penalty({"w": w}, gpureg.L2(0.5))() == layer.losses[0] == 6
+try:
+    gpureg.L2(0.5).grad(w)
+except TypeError as error:
+    print(error)
+"""
+
+
+def test_arrays_that_are_spread_over_devices_have_the_plain_formula() -> None:
+    environment = os.environ | {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run([sys.executable, "-c", SPREAD], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "w is spread over 2 devices; of such an array there is only the penalty itself\n"
 
 
 def test_what_else_traced_functions_ask_for_is_refused() -> None:

@@ -146,6 +146,37 @@ def test_a_gradient_has_a_gradient() -> None:
     assert bits(outer.gradient(norm, v)) == bits(outer2.gradient(norm2, v))  # all numbers are exact here
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_gradient_s_gradient_does_not_overflow(dtype: str) -> None:
+    v = tf.Variable(tf.fill([10_000], tf.constant(50.0, dtype)))
+    with tf.GradientTape() as outer:
+        with tf.GradientTape() as inner:
+            loss = gpureg.L2(0.5)(v)
+            scaled = loss * loss * 1e-8
+        norm = tf.reduce_sum(tf.cast(inner.gradient(scaled, v), tf.float32) ** 2)
+    exact = 18.75  # of 12.5e6 for the loss
+    assert abs(float(outer.gradient(norm, v)[0]) - exact) <= exact * 2.0**-7  # a bfloat16, and gradients in it
+
+
+def test_jacobians_are_made_of_the_plain_formula() -> None:
+    v = tf.Variable([1.0, -2.0])
+    with tf.GradientTape() as tape:
+        losses = tf.stack([gpureg.L2(0.5)(v), gpureg.L1(1.0)(v), gpureg.L1L2(0.0, 0.0)(v)])
+    assert tape.jacobian(losses, v).numpy().tolist() == [[1, -2], [1, -1], [0, 0]]
+
+
+def test_the_orthogonal_penalty_on_a_tape() -> None:
+    w = sample((3, 4))
+    v, penalty = tf.Variable(w), gpureg.OrthogonalRegularizer(1.0)
+    with tf.GradientTape() as outer:
+        with tf.GradientTape() as tape:
+            loss = 2.0 * penalty(v)
+        gradient = tape.gradient(loss, v)
+    assert bits(gradient) == bits(2 * penalty.grad(w))
+    with pytest.raises(LookupError, match="has no gradient of its own"):
+        outer.gradient(gradient, v)
+
+
 def test_a_penalty_of_many_is_differentiated_and_current() -> None:
     weights = {"a": tf.Variable(sample((30, 7))), "b": tf.Variable(sample((5,), seed=1)), "c": tf.constant([2.0])}
     rules = {"b": None, "*": BOTH}
@@ -218,6 +249,8 @@ def test_the_batch_may_be_unknown() -> None:
 
     assert activity(tf.ones((4, 2))).numpy() == 1
     assert activity(tf.ones((0, 2))).numpy() == 0
+    unknown = tf.function(gpureg.L1(0.5).activity, input_signature=[tf.TensorSpec(None, tf.float32)])
+    assert unknown(tf.ones((4, 2))).numpy() == 1
     with pytest.raises(ValueError, match="x is 0-d"):
         tf.function(gpureg.L1(0.5).activity)(tf.constant(1.0))
 

@@ -237,3 +237,8 @@ def test_what_reduce_sum_refuses_of_a_list() -> None:
     for options in ({"axis": 0}, {"keepdims": True}):
         with pytest.raises(ValueError, match=r"^a list is summed as a whole"):
             tf1.reduce_sum([W, W], **options)
+
+
+def test_lists_of_numbers_are_arrays() -> None:
+    assert tf1.reduce_sum([[1.0, 2.0], [3.0, 4.0]]) == 10.0
+    assert tf1.add_n([[1.0, 2.0], [3.0, 4.0]]).tolist() == [4.0, 6.0]

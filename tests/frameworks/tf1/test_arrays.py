@@ -1,5 +1,6 @@
 """Variables of PyTorch's, TensorFlow's and JAX's arrays: kept, penalised with NumPy's bits, and differentiated."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -155,3 +156,31 @@ def test_operators_with_arrays_of_a_library_return_its_arrays() -> None:
                                    (loss * x, [6, 6, 6]), (tf1.add_n([x, w]), [3, 3, 3])):  # fmt: skip
                 assert isinstance(made, kind)
                 assert np.asarray(made).tolist() == expected
+
+
+LOSSES: dict[str, Callable[[Any, Any], Any]] = {
+    "model first": lambda model, penalty: model + 0.5 * penalty,
+    "penalty first": lambda model, penalty: 0.5 * penalty + model,
+    "tf.add": lambda model, penalty: tf.add(model, 0.5 * penalty),
+    "tf.add_n": lambda model, penalty: tf.add_n([model, 0.5 * penalty]),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_tensorflow_s_tapes_see_penalties_and_variables(loss: Callable[[Any, Any], Any]) -> None:
+    v = tf.Variable([1.0, -2.0])
+    with tf1.Graph().as_default():
+        w = tf1.get_variable("w", initializer=v, regularizer=tf1.l2_regularizer(0.5))
+        with tf.GradientTape(persistent=True) as tape:
+            total = loss(tf.reduce_sum(v * 3.0), tf1.losses.get_regularization_loss())
+            square = tf.reduce_sum(tf.square(w))
+    assert tape.gradient(total, v).numpy().tolist() == [3.25, 2.5]
+    assert tape.gradient(square, v).numpy().tolist() == [2, -4]
+
+
+def test_a_penalty_that_records_is_an_array_of_numpy_too() -> None:
+    with tf1.Graph().as_default():
+        parameter = torch.nn.Parameter(torch.ones(2))
+        tf1.get_variable("w", initializer=parameter, regularizer=tf1.l2_regularizer(0.5))
+        [loss] = tf1.losses.get_regularization_losses()
+    assert np.asarray(loss) == 0.5
