@@ -138,12 +138,12 @@ def test_names_of_layers_that_are_not_unique_are_not_used(tmp_path: Path) -> Non
 
 def test_attributes_of_a_model_keep_their_names(tmp_path: Path) -> None:
     def write(file: Any) -> None:
-        for group in ("first", "layers/rest"):
+        for group in ("model/first", "layers/rest"):
             variables = file.create_group(f"{group}/vars")
             variables.attrs["name"] = "named"
             variables["0"] = W
 
-    names = ["first/vars/0", "layers/named/vars/0"]
+    names = ["layers/named/vars/0", "model/first/vars/0"]
     assert [entry.name for entry in read(tmp_path / "a.h5", written(write))] == names
 
 
@@ -379,6 +379,7 @@ LYING: dict[str, tuple[bytes, str]] = {
     "elements nowhere": (changed(PLAIN, LAYOUT + 2, "<Q", 2**63), "dataset 'w' needs 24 bytes"),
     "elements cut off": (changed(PLAIN, LAYOUT + 2, "<Q", len(PLAIN) - 23), "needs 24 bytes from here on, and 23"),
     "size of elements": (changed(PLAIN, LAYOUT + 10, "<Q", 23), "needs 24 bytes and has 23"),
+    "larger size of elements": (changed(PLAIN, LAYOUT + 10, "<Q", 25), "needs 24 bytes and has 25"),
     "chunk of 0": (changed(CHUNKED, message(CHUNKED, 8) + 11, "<L", 0), "has chunks of (0, 3)"),
     "chunk of other axes": (changed(CHUNKED, message(CHUNKED, 8) + 2, "<B", 2), "has chunks of (1,), 3 bytes"),
     "chunk of no axes": (changed(CHUNKED, message(CHUNKED, 8) + 2, "<B", 0), "has chunks of ()"),
