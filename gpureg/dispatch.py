@@ -30,8 +30,7 @@ def activity(x: Any, coefficients: Coefficients) -> Any:
     """Return the penalty of x over the length of its first axis, the batch; 0 for an empty batch."""
     library = libraries.of(x, "x")
     if library.records((x,)):
-        if getattr(x.shape, "rank", 0) is not None:  # TensorFlow may not know it yet
-            batch(x.shape)
+        batch(x.shape)
         result = _result_dtype(library, _dtype(library, x, "x"))
         return library.recorded((x,), (coefficients,), result, over_batch=True)
     native = library.native(x, "x")

@@ -110,7 +110,7 @@ class TensorflowLibrary(Unwritable):
         tensors = [tf.convert_to_tensor(array) for array in arrays]
         batch: Any = 1
         if over_batch:
-            length = tensors[0].shape[0] if tensors[0].shape.rank is not None else None
+            length = tensors[0].shape[0]
             batch = tf.maximum(tf.shape(tensors[0])[0], 1) if length is None else max(length, 1)
         if any(map(self.traced, tensors)):
             operations = traced.Operations(tf.abs, tf.reduce_sum, _widened, partial(tf.cast, dtype=dtype))
