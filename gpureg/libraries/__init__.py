@@ -123,10 +123,8 @@ _KNOWN = 256
 
 def of(array: Any, name: str) -> Library:
     """Return the library of an array; a TypeError calls the array by `name`."""
-    try:
-        return _known[type(array)]
-    except KeyError:
-        return _look_up(array, name)
+    library = None if compiling() else _known.get(type(array))
+    return _look_up(array, name) if library is None else library
 
 
 def _look_up(array: Any, name: str) -> Library:
