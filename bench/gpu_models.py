@@ -23,8 +23,8 @@ LIMIT_BYTES = 2**31
 ALIGNED = 128
 """Tensors begin at multiples of so many elements, as CuPy's and PyTorch's allocators have it."""
 
-MOST_SETS = 4
-"""Sets of arrays: the host takes long to make the 5,000 tensors of one."""
+MOST_TENSORS = 1000
+"""Of all sets together, unless one has more: a loop over the 5,000 of one takes long enough."""
 
 CASES = tuple(
     Case(model, adds, limit_bytes=LIMIT_BYTES)
@@ -42,7 +42,8 @@ def needed_bytes(case: Case) -> int:
 
 def set_count(case: Case) -> int:
     """Return how many sets a round takes."""
-    return min(MOST_SETS, gpu_inputs.set_count(4 * placed(case.parameters, ALIGNED)[1]))
+    fit = gpu_inputs.set_count(4 * placed(case.parameters, ALIGNED)[1])
+    return max(1, min(fit, MOST_TENSORS // len(case.parameters)))
 
 
 def sets(case: Case) -> tuple[Model, ...]:

@@ -55,12 +55,13 @@ class Loaded:
         """Return what launches a kernel on as many blocks as the variant has; in place of the backend's own."""
         if (name, device) not in self._launchers:
             function = load(self._variant, name)
-            self._launchers[name, device] = functools.partial(self._launch, function, most_blocks(function))
+            most = most_blocks(function) if self._variant.one_wave else None
+            self._launchers[name, device] = functools.partial(self._launch, function, most)
         return self._launchers[name, device]
 
-    def _launch(self, function: Any, most: int, grid: tuple[int], block: tuple[int], arguments: Any) -> None:
+    def _launch(self, function: Any, most: int | None, grid: tuple[int], block: tuple[int], arguments: Any) -> None:
         blocks = -(-grid[0] // self._variant.tiles)
-        if self._variant.one_wave:
+        if most is not None:
             blocks = min(blocks, most)
         function((blocks,), (block[0], self._variant.tiles), arguments)
 
@@ -197,11 +198,10 @@ def field(name: str, capability: int) -> Iterator[Contender]:
 
 def measure(run: gpu.Run, seconds: float) -> None:
     """Time all kernels that have variants, each for an equal share of the time."""
-    capability = int(cp().cuda.Device().compute_capability)
     for name in SHIPPED.kernels:
         case = case_of(name)
         try:
-            contenders = list(field(name, capability))
+            contenders = list(field(name, int(cp().cuda.Device().compute_capability)))
             run.keep(case, contenders, race(case, contenders, seconds / len(SHIPPED.kernels)))
         except Exception as error:  # whatever it is, the other kernels are still wanted
             run.missing[str(case)] = f"{type(error).__name__}: {error}"

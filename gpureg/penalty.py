@@ -128,6 +128,9 @@ class Penalty:
     fc/bias    3      float32  */bias   -    -  33.3%
     """
 
+    _of_nothing: Any = None
+    """An array whose library the penalty of no weights at all is of; None for NumPy."""
+
     def __init__(
         self,
         weights: Mapping[str, Any] | Iterable[tuple[str, Any]],
@@ -314,7 +317,7 @@ class Penalty:
                 for (name, array), verdict in zip(named.pairs, verdicts, strict=True)
                 if verdict.regularizer is not None
             ]
-            like = next((array for _, array in named.pairs if library_of(array) is not None), None)
+            like = next((array for _, array in named.pairs if library_of(array) is not None), self._of_nothing)
             tensors = _tensors(leaves, like)
             self._named, self._leaves, self._like = named, leaves, like
             self._all = tensors

@@ -369,7 +369,7 @@ def test_a_graph_that_does_nothing_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("cupy")
 def test_sets_of_a_model_are_apart_and_alike() -> None:
-    case = ModelCase("small", adds=True, limit_bytes=2**22)
+    case = SMALL[1]
     first, second = gpu_models.sets(case)
     assert gpu_models.sets(dataclasses.replace(case, adds=False)) == (first, second)
     for one, other in zip(first.weights.values(), second.weights.values(), strict=True):
@@ -434,6 +434,22 @@ def test_a_round_times_the_device_the_host_and_a_call_alone() -> None:
         assert each.host >= 2e-3
         assert each.alone is not None
         assert each.alone >= 2e-3
+
+
+@pytest.mark.usefixtures("cupy")
+def test_a_call_that_takes_long_is_not_made_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_race, "ALONE_SECONDS", 1e-3)
+    entrances = {"long": lambda: runs_of(2e-3), "short": lambda: Runs([int])}
+    rounds = gpu_race.entered(entrances, 0.0).rounds
+    assert {each.alone is None for each in rounds["long"]} == {True}
+    assert {each.alone is None for each in rounds["short"]} == {False}
+
+
+@pytest.mark.usefixtures("cupy")
+def test_sets_of_many_tensors_are_few() -> None:
+    counts = {case.model: gpu_models.set_count(case) for case in gpu_models.CASES}
+    assert counts["small"] == 1
+    assert counts["gpt2"] == 2
 
 
 @pytest.mark.usefixtures("cupy")

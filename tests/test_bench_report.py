@@ -339,6 +339,20 @@ def test_the_picture_has_times_and_shares_of_the_limit(committed: Path, tmp_path
         report.load(committed)
 
 
+def test_what_is_drawn_of_a_mode() -> None:
+    drawn: list[dict[str, list[float]]] = [{}, {}]
+    panels = [
+        SimpleNamespace(plot=lambda sizes, values, label, own=own, **_: own.update({label: [*sizes, *values]}))
+        for own in drawn
+    ]
+    report._draw(panels, report.summarise(RAW)["entries"], report.COLUMNS)
+    times, shares = drawn
+    assert times["NumPy, best form"] == [2**26, 10.0]
+    # The fastest pass is the limit; gpureg takes five times as long, and so reaches a fifth.
+    assert shares["gpureg"] == [2**26, 0.2]
+    assert shares["memory limit"] == [2**26, 1.0]
+
+
 def test_entries_of_models_are_loaded_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     written = with_models([], {"torch": "2.13.0"})

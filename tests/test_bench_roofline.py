@@ -8,11 +8,11 @@ from bench.variants import VALUE32
 from tests.kernels.inspect_code import Kernel, Sass, SassInstruction, resident_blocks
 
 
-def loop(*opcodes: str) -> list[SassInstruction]:
+def loop(*opcodes: str, label: str = ".L_x_1") -> list[SassInstruction]:
     """Return a loop over whole tiles: two wide loads, then these, and the jump back."""
-    loads = [SassInstruction((".L_x_1",), "LDG.E.128", "R4, R2"), SassInstruction((), "LDG.E.128", "R8, R2+16")]
+    loads = [SassInstruction((label,), "LDG.E.128", "R4, R2"), SassInstruction((), "LDG.E.128", "R8, R2+16")]
     rest = [SassInstruction((), opcode, "R20, R4, R8") for opcode in opcodes]
-    return [*loads, *rest, SassInstruction((), "BRA", "`(.L_x_1)")]
+    return [*loads, *rest, SassInstruction((), "BRA", f"`({label})")]
 
 
 def sass(*code: SassInstruction, registers: int = 64) -> Sass:
@@ -31,8 +31,9 @@ def test_instructions_are_counted_for_each_element_by_the_unit_they_take() -> No
 
 
 def test_of_several_loops_the_longest_counts_and_without_any_the_piece_with_the_most_loads() -> None:
-    two = [*loop("DADD"), *loop("DADD", "DADD", "DADD")]
-    assert roofline.facts(VALUE32, sass(*two), ARCHITECTURES["sm_90"]).instructions["float64"] == 3 / 8
+    short, long = loop("DADD"), loop("DADD", "DADD", "DADD", label=".L_x_2")
+    for two in ([*short, *long], [*long, *short]):
+        assert roofline.facts(VALUE32, sass(*two), ARCHITECTURES["sm_90"]).instructions["float64"] == 3 / 8
     unrolled = [*loop("DADD", "DADD")[:-1], SassInstruction((), "SHFL", "R20, R4"), *loop()[:1]]
     found = roofline.facts(VALUE32, sass(*unrolled), ARCHITECTURES["sm_90"])
     assert (found.loads, found.instructions["float64"], found.shuffles) == (2, 2 / 8, 1)

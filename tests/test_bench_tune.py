@@ -16,13 +16,13 @@ from bench import report, tune, tune_gpu, variants
 from bench.cases import MODES, Case
 from bench.gpu_race import Race, Round
 from bench.roofline import ARCHITECTURES, CHIPS, Facts
-from bench.variants import BOTH16, SHIPPED, VALUE32, VARIANTS, PatchError, Variant
+from bench.variants import ADD32, BOTH16, SHIPPED, VALUE32, VARIANTS, PatchError, Variant
 from gpureg import compiler
 from gpureg.arithmetic import tile_size
 from gpureg.backends import cuda
+from gpureg.compiler import Program
 from tests.helpers import DTYPES
 from tests.host_cuda import Build, Library, library
-from tests.kernels.build import build
 from tests.kernels.fake_cupy import FakeCupy, installed
 from tests.kernels.inspect_code import Kernel
 
@@ -50,6 +50,16 @@ def test_a_patch_fits_the_kernels_as_they_are(variant: Variant) -> None:
     assert changed != sources
     assert {"penalty.cu", "tree.cuh", "element.cuh"} <= changed.keys()
     assert set(variant.kernels) <= set(SHIPPED.kernels) <= set(compiler.KERNELS)
+
+
+def test_a_variant_of_several_patches_has_them_all() -> None:
+    lean = NAMED["lean-gradient"]
+    whole = compiler.sources()
+    for name in lean.patches or ():
+        whole = variants.patched(whole, (variants.FOLDER / f"{name}.patch").read_text(), name)
+    assert lean.sources(compiler.sources()) == whole
+    changed = "".join(whole.values())
+    assert all(each in changed for each in ("with_sign(c1, x)", "cvt.rn.bf16.f32", "MODE == VALUE ? 4"))
 
 
 PATCH = "--- a/kernels/x.cu\n+++ b/kernels/x.cu\n@@ -1,2 +1,2 @@\n one\n-two\n+2\n@@ -9 +9 @@\n-nine\n+9\n"
@@ -173,16 +183,28 @@ def test_a_variant_has_the_bits_of_numpy(
         assert on_host.grids[0] == (-(-131 // variant.tiles), variant.tiles)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "right", "wrong"),
+    [
+        (VALUE32, "abs[lane] = abs[2 * lane] + abs[2 * lane + 1]", "abs[lane] = abs[lane] + abs[lane + count]"),
+        (ADD32, "g = static_cast<C>(load(gradient)) + g", "g = static_cast<C>(load(gradient)) - g"),
+    ],
+    ids=["a sum", "a gradient"],
+)
 def test_a_variant_of_other_bits_is_not_timed(
-    host: Callable[[Library], OnHost], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kernel: str,
+    right: str,
+    wrong: str,
+    host: Callable[[Library], OnHost],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tune_gpu, "sizes", partial(few_sizes, 3))
     sources = compiler.sources()
-    right = "abs[lane] = abs[2 * lane] + abs[2 * lane + 1]"
     assert right in sources["penalty.cu"]
-    sources["penalty.cu"] = sources["penalty.cu"].replace(right, "abs[lane] = abs[lane] + abs[lane + count]")
-    host(host_library(sources, (VALUE32,), tmp_path))
-    said = tune_gpu.wrong_bits(VALUE32, tune_gpu.Loaded(SHIPPED), len, tune_gpu.case_of(VALUE32), None)  # type: ignore[arg-type]
+    sources["penalty.cu"] = sources["penalty.cu"].replace(right, wrong)
+    host(host_library(sources, (kernel,), tmp_path))
+    said = tune_gpu.wrong_bits(kernel, tune_gpu.Loaded(SHIPPED), len, tune_gpu.case_of(kernel), None)  # type: ignore[arg-type]
     assert str(said).startswith("other bits than NumPy's in calls [")
 
 
@@ -401,6 +423,18 @@ def test_each_kernel_is_timed_with_all_that_are_for_it(monkeypatch: pytest.Monke
     assert report.load(output)["columns"]["shipped"] == {"role": "gpureg"}
 
 
+def test_without_a_gpu_each_kernel_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_cupy() -> Any:
+        raise ModuleNotFoundError("No module named 'cupy'")
+
+    monkeypatch.setattr(tune_gpu, "cp", no_cupy)
+    output = tmp_path / "gpu.json"
+    assert tune.main(["--output", str(output)]) == 1
+    written = json.loads(output.read_text())
+    assert set(written["missing"].values()) == {"ModuleNotFoundError: No module named 'cupy'"}
+    assert len(written["missing"]) == len(SHIPPED.kernels)
+
+
 def test_every_kernel_that_is_tried_has_its_own_comparison() -> None:
     cases = [tune_gpu.case_of(kernel) for kernel in SHIPPED.kernels]
     assert len(set(cases)) == len(cases)
@@ -409,8 +443,14 @@ def test_every_kernel_that_is_tried_has_its_own_comparison() -> None:
 
 
 def test_a_kernel_is_loaded_from_the_patched_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[tuple[Any, ...]] = []
     loaded: list[bytes] = []
-    module = SimpleNamespace(load=loaded.append, get_function=lambda symbol: symbol)
+
+    def build(*given: Any) -> Program:
+        built.append(given)
+        return Program(b"binary", ("symbol",), "", "")
+
+    module = SimpleNamespace(load=loaded.append, get_function=lambda symbol: (symbol, loaded[-1]))
     fake = SimpleNamespace(
         cuda=SimpleNamespace(
             Device=lambda: SimpleNamespace(compute_capability="90", attributes={"MultiProcessorCount": 132}),
@@ -419,10 +459,12 @@ def test_a_kernel_is_loaded_from_the_patched_sources(monkeypatch: pytest.MonkeyP
         )
     )
     monkeypatch.setattr(tune_gpu, "cp", lambda: fake)
-    symbol = tune_gpu.load(NAMED["streaming"], VALUE32)
-    (expected,) = build([VALUE32], ROOT, sources=NAMED["streaming"].sources(compiler.sources())).program.symbols
-    assert symbol == expected
-    assert loaded[0].startswith(b"\x7fELF")
+    monkeypatch.setattr(compiler, "find_nvrtc", lambda: SimpleNamespace(build=build))
+    assert tune_gpu.load(NAMED["streaming"], VALUE32) == ("symbol", b"binary")
+    ((file, sources, options, kernels),) = built
+    assert (file, kernels) == ("penalty.cu", [VALUE32])
+    assert sources == NAMED["streaming"].sources(compiler.sources())
+    assert set(options) == {*compiler.OPTIONS, "--gpu-architecture=sm_90"}
     assert tune_gpu.most_blocks(SimpleNamespace(ptr=2)) == 132 * (2 + 128)
 
 
@@ -437,7 +479,7 @@ def test_a_pass_is_planned_once_for_each_set(
         return plan(leaves)
 
     monkeypatch.setattr(cuda, "CudaPlan", plan_and_count)
-    on_host = host(host_library(compiler.sources(), (variants.ADD32,), tmp_path))
+    on_host = host(host_library(compiler.sources(), (ADD32,), tmp_path))
     arrays = [
         SimpleNamespace(
             weights=cuda.backend.from_numpy(np.ones(9000, np.float32)),
@@ -445,8 +487,8 @@ def test_a_pass_is_planned_once_for_each_set(
         )
         for _ in range(2)
     ]
-    case = tune_gpu.case_of(variants.ADD32)
-    run: Any = tune_gpu.run_of(Kernel.of(variants.ADD32), tune_gpu.Loaded(SHIPPED), case.mode)
+    case = tune_gpu.case_of(ADD32)
+    run: Any = tune_gpu.run_of(Kernel.of(ADD32), tune_gpu.Loaded(SHIPPED), case.mode)
     for each in (*arrays, *arrays):
         assert cuda.backend.to_numpy(run(each)) == pytest.approx(9000 * (case.mode.l1 + case.mode.l2))
     assert len(planned) == 2

@@ -64,6 +64,8 @@ class Penalty(gpureg.penalty.Penalty):
     bias    2      float32  bias   -    -  25.0%
     """
 
+    _of_nothing = torch.empty(0)
+
     def __init__(self, weights: Weights, rules: Any, *, scope: Scope = None, tied: str = "once") -> None:
         super().__init__(_unwrapped(weights), rules, scope=scope, tied=tied)
 

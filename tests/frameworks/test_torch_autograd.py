@@ -111,6 +111,15 @@ def test_layouts_keep_their_gradients() -> None:
         assert leaf.grad.stride() == leaf.stride()
 
 
+def test_coefficients_of_zero_give_a_tensor() -> None:
+    """Not a Python 0, as once in Keras (keras#10090); and 0 times infinity does not arise."""
+    p = parameter(np.array([1.0, -np.inf, np.nan], np.float32))
+    value = gpureg.L1L2(0.0, 0.0)(p)
+    value.backward()
+    assert same(value, np.float32(0))
+    assert same(p.grad, np.zeros(3, np.float32))
+
+
 def test_no_record_is_kept_where_none_is_wanted() -> None:
     p = parameter(sample((10,)))
     for value in (BOTH(p.detach()), BOTH.grad(p), BOTH.value_and_grad(p)[0]):

@@ -272,6 +272,10 @@ def parameters(dtypes: list[Any]) -> Iterator[tuple[str, Any]]:
         yield str(i), torch.nn.Parameter(torch.full((10,), 0.5, dtype=kind))
 
 
+def test_a_model_without_parameters() -> None:
+    assert same(gpureg.torch.Penalty(torch.nn.ReLU(), BOTH)(), np.float32(0))
+
+
 def test_models_of_several_dtypes() -> None:
     penalty = gpureg.torch.Penalty(parameters([torch.bfloat16, torch.float32, torch.float16]), L1(1.0))
     assert penalty().item() == 15

@@ -381,7 +381,7 @@ class _Pass:
 def _proximal(leaf: Leaf, step: float) -> None:
     """Take the proximal step on a tensor's weights."""
     weights, (l1, _, twice_l2) = leaf.weights, leaf.coefficients
-    kernel = _kernels().proximal(weights.dtype.name).call
+    kernel = _kernels().step(weights.dtype)
     elements = Elements(weights, arithmetic.memory_order(weights), weights.dtype)
     length = PIECE_TILES * arithmetic.tile_size(weights.itemsize)
     told = step * l1, 1 + step * twice_l2, twice_l2 != 0

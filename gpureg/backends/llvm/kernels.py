@@ -516,3 +516,10 @@ def gradient_address(dtype: np.dtype[Any], into: np.dtype[Any]) -> int:
     """Return the address of the kernel of gradients of a dtype of weights of another."""
     address: int = gradient(dtype.name, into.name).address
     return address
+
+
+@_once
+def step(dtype: np.dtype[Any]) -> Callable[[int, int, float, float, bool], None]:
+    """Return the kernel of proximal steps on weights of a dtype, as Python calls it."""
+    call: Callable[[int, int, float, float, bool], None] = proximal(dtype.name).call
+    return call
