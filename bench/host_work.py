@@ -110,6 +110,7 @@ class StandIn(ModuleType):
         stream = SimpleNamespace(ptr=0, is_capturing=lambda: False)
         self.cuda = SimpleNamespace(Device=Nowhere, Stream=cupy.cuda.Stream, get_current_stream=lambda: stream)
         self._memory = over(np.zeros(2**22, np.uint8)).data
+        self.ndarray = cupy.ndarray  # asked for often, and not to be slower than the module's own
 
     def __getattr__(self, name: str) -> Any:
         return getattr(cupy, name)

@@ -224,9 +224,17 @@ class Tensors:
         values = self._plan.value_and_gradient(self.dtype, bound, strength=strength, upstream=upstream)
         return self.library.own(values.total), returned()
 
-    def accumulate(self, gradients: Sequence[Any], *, strength: Any, upstream: Any) -> Any:
-        """Add to gradients and return the sum of the penalties, 0-d."""
-        bound = self._bind(gradients, "grads", strength, upstream)
+    def unknown(self, gradients: Sequence[Any]) -> list[type]:
+        """Return the types of gradients; none if these are the very arrays that were found good before."""
+        last = self._last
+        known = last is not None and last.bound is not None and last.is_of(gradients)
+        return [] if known else list(map(type, gradients))
+
+    def accumulate(
+        self, gradients: Sequence[Any], *, strength: Any, upstream: Any, types: list[type] | None = None
+    ) -> Any:
+        """Add to gradients, of which this has just been `unknown`, and return the sum of the penalties, 0-d."""
+        bound = self._bind(gradients, "grads", strength, upstream, types=types)
         values = self._plan.accumulate(self.dtype, bound, strength=strength, upstream=upstream)
         self.library.written(gradients)
         return self.library.own(values.total)
@@ -282,24 +290,23 @@ class Tensors:
         natives = [self.library.empty_like(array) for array in self.arrays]
         return self._plan.bind(natives), lambda: list(map(self.library.own, natives))
 
-    def _bind(self, gradients: Sequence[Any], what: str, *factors: Any) -> Any:
+    def _bind(self, gradients: Sequence[Any], what: str, *factors: Any, types: list[type] | None = None) -> Any:
         """Return gradients as the plan's passes take them, once it is sure that all may be written.
 
-        The same arrays as last time are known by identity; other ones of the same types, shapes, strides and dtypes
-        only by where they lie. None must not be among them: it is what is left of an array that has gone.
+        The same arrays as before are known by identity; other ones of the same types, shapes, strides and dtypes only
+        by where they lie.
         """
         self._check_elements()
-        bound = self._bound(gradients, what)
+        bound = self._bound(gradients, what, self.unknown(gradients) if types is None else types)
         for factor in factors:
             if not isinstance(factor, float):
                 self._check_factor(factor, gradients, what)
         return bound
 
-    def _bound(self, gradients: Sequence[Any], what: str) -> Any:
+    def _bound(self, gradients: Sequence[Any], what: str, types: list[type]) -> Any:
         last = self._last
-        if last is not None and last.bound is not None and last.is_of(gradients):
+        if last is not None and not types:
             return last.bound
-        types = list(map(type, gradients))
         natives, extents, survey = None, None, None
         if last is not None and types == last.types:
             survey = self.library.survey(gradients)
@@ -312,7 +319,13 @@ class Tensors:
                 for native, gradient, label, name in zip(self._natives, gradients, labels, self.names, strict=True)
             ]
             survey, extents = self.library.survey(gradients), _extents(natives)
-        addresses = np.array(survey[1], np.int64)
+        places = survey[1]
+        if last is not None and last.bound is not None and places == last.places:
+            # The same places twice: perhaps the same arrays, next time to be known by identity. New ones in the place
+            # of old ones, which were not, need not be.
+            self._last = last._replace(arrays=None if last.arrays else _References(gradients))
+            return last.bound
+        addresses = np.array(places, np.int64)
         spans = addresses + extents
         self._check_memory(spans, gradients, what)
         bound = last.bound.moved(addresses) if last is not None and last.bound is not None else None
@@ -321,7 +334,7 @@ class Tensors:
                 natives = [self.library.native(gradient, "") for gradient in gradients]
             bound = self._plan.bind(natives)
         kept = None if bound.keeps_arrays else bound
-        self._last = _Accepted(list(map(weakref.ref, gradients)), types, survey[0], extents, spans, kept)
+        self._last = _Accepted(None, types, survey[0], places, extents, spans, kept)
         return bound
 
     def _check_memory(self, spans: memory.Ints, gradients: Sequence[Any], what: str) -> None:
@@ -365,16 +378,32 @@ class Tensors:
 class _Accepted(NamedTuple):
     """Gradients that were found good: which they were, and how others must be to be as good."""
 
-    arrays: list[weakref.ref[Any]]  # not kept alive: a framework makes new gradients for each step
+    arrays: "_References | None"
     types: list[type]
     signature: Any
+    places: list[int]
     extents: memory.Ints
     spans: memory.Ints
     bound: Any  # as the plan takes them, if that keeps no array alive
 
     def is_of(self, gradients: Sequence[Any]) -> bool:
+        """Return whether these are known to be the very arrays."""
+        return self.arrays is not None and self.arrays.are(gradients)
+
+
+class _References:
+    """Arrays that are not kept alive, for a framework makes new gradients for each step: which they were."""
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        references: list[weakref.ref[Any]] = []
+        # Once one has gone none are known: what is left of it is None, which a caller may give.
+        references.extend(weakref.ref(array, lambda _: references.clear()) for array in arrays)
+        self._references, self._count = references, len(arrays)
+
+    def are(self, arrays: Sequence[Any]) -> bool:
         """Return whether these are the very arrays."""
-        return all(map(operator.is_, map(operator.call, self.arrays), gradients))
+        same = all(map(operator.is_, map(operator.call, self._references), arrays))
+        return same and len(self._references) == self._count == len(arrays)
 
 
 def _label(name: str) -> str:

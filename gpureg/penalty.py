@@ -259,11 +259,13 @@ class Penalty:
             self._keep_current()
             found = look_up(grads, self._all.names, "grads")
             tensors = self._all
-            if type(None) in map(type, found):
+            types = tensors.unknown(found)
+            if type(None) in types:
                 there = tuple(gradient is not None for gradient in found)
                 tensors, found = self._part(there), list(itertools.compress(found, there))
+                types = tensors.unknown(found)
             factors = {"strength": self._factor(tensors), "upstream": _scale(tensors, scale)}
-            total = tensors.accumulate(found, **factors)
+            total = tensors.accumulate(found, types=types, **factors)
             self.step += 1
             return total
 

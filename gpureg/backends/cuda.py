@@ -10,7 +10,7 @@ import itertools
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -183,8 +183,8 @@ class _Table:
     def __init__(self) -> None:
         self._copies: dict[Any, Any] = {}
 
-    def on(self, stream: "_Stream", contents: Callable[[], NDArray[Any]]) -> int:
-        """Return where the table lies for launches on a stream."""
+    def on(self, stream: "_Stream", rows: NDArray[Any], members: Any = ...) -> int:
+        """Return where the table, made of these rows, lies for launches on a stream."""
         copy = self._copies.get(stream.key)
         if copy is None and stream.captures:
             # What a graph copied from the host would be read anew by each replay. But any copy will do that was made
@@ -196,7 +196,7 @@ class _Table:
                     "call once before, with the same arrays (whose elements lie side by side)"
                 )
         if copy is None:
-            copy = self._copies[stream.key] = stream.send(contents())
+            copy = self._copies[stream.key] = stream.send(rows[members])
         stream.keep(copy)
         return int(copy.data.ptr)
 
@@ -221,6 +221,8 @@ class _Launch:
         self.grid = self.blocks + -(-(len(members) - len(large)) // WARPS)
         self.tensor_of = np.repeat(np.arange(len(large), dtype=np.uint32), tiles)
         self.tables = _Table(), _Table()  # records and tensor_of
+        self.ready: dict[Any, _Ready] = {}
+        """What the passes were told that were made before, by mode, sums and stream; not in a graph."""
 
     def kernel(self, mode: Mode, *, sums: bool) -> str:
         """Return the name of the kernel of a pass."""
@@ -348,81 +350,126 @@ class CudaPlan:
         count = len(self.leaves)
         if not count:
             return Results(cupy.zeros((), dtype), cupy.zeros(0), cupy.zeros(0, np.float32), cupy.zeros((0, 2)))
-        with self.leaves[0].weights.device, self._lock, contextlib.ExitStack() as copies:
+        with self.leaves[0].weights.device, self._lock:
             stream = _Stream(cupy)
-            call = _Call(count=count, groups=self._groups, divisor=divisor)
-            call.strength = _factor(cupy, strength, stream)
-            call.upstream = _factor(cupy, upstream, stream)
             # Sums, penalties, the total, and the last two rounded; the lines of _Values.
             results = cupy.empty(3 * count + 1 + (count + 2) // 2, np.float64)
-            place: int = results.data.ptr
-            call.sums, call.each, call.rounded = place, place + 16 * count, place + 24 * count + 8
             stream.keep(results)
-
-            places = bound.places
+            place: int = results.data.ptr
+            own = _Own(
+                _factor(cupy, strength, stream),
+                _factor(cupy, upstream, stream),
+                divisor,
+                (place, place + 16 * count, place + 24 * count + 8),
+                self._scratch(bound, stream),
+            )
             if bound.apart:
-                places = places.copy()
-                for which, name, view in bound.apart:
-                    reads = name == "weights" or mode is Mode.ACCUMULATE
-                    copy = copies.enter_context(_copied(view, stream, reads=reads, writes=name == "gradient"))
-                    places[which][name] = copy.data.ptr
-            # All that can fail comes before the first launch.
-            self._set_scratch(call, bound.launches, stream)
-            ready = []
-            for number, launch in enumerate(bound.launches):
-                argument = _Call.from_buffer_copy(call)
-                self._set_tables(argument, bound, places, number, stream)
-                kernel = _kernel(launch.kernel(mode, sums=sums), stream.device)
-                ready.append((kernel, (launch.grid,), (THREADS,), (np.frombuffer(argument, CALL),)))
-            try:
-                for kernel, *given in ready:
-                    kernel(*given)
-            except BaseException:
-                stream.forget_counters()
-                raise
+                with _side_by_side(bound, mode, stream) as places:
+                    self._launch(bound, places, mode, own, stream, sums=sums)
+            else:
+                self._launch(bound, bound.places, mode, own, stream, sums=sums)
             values = _Values(results, count, dtype, sums=sums)
             stream.keep(values.total)
             return values
 
-    def _set_scratch(self, call: Any, launches: list[_Launch], stream: "_Stream") -> None:
-        """Tell a call its scratch memory and counters, which are its own until its launches are made."""
-        count = len(self.leaves)
-        tiles = max([launch.tile_sums for launch in launches])  # launches take turns
-        sums, counters = tiles + self._groups + count, self._groups + count + 1
+    def _scratch(self, bound: _Bound, stream: "_Stream") -> tuple[int, int, int, int]:
+        """Return scratch memory and counters, which are a call's own until its launches are made."""
+        tiles = max([launch.tile_sums for launch in bound.launches])  # launches take turns
+        sums = tiles + self._groups + len(self.leaves)
+        counters = self._groups + len(self.leaves) + 1
         if stream.captures:
             if self._captured is None or self._captured.size < _SUMS * sums + 4 * counters:
                 self._captured = _cupy().empty(_SUMS * sums + 4 * counters, np.uint8)
                 stream.keep(self._captured)
             scratch = self._captured
             scratch[_SUMS * sums :].fill(0)  # by the graph, before each replay
-            call.counters = scratch.data.ptr + _SUMS * sums
+            counters_at = scratch.data.ptr + _SUMS * sums
         else:
             scratch = _cupy().empty(_SUMS * sums, np.uint8)
             # Counters of the stream are zero between launches, and another thread may make one between those of a call.
-            own = _cupy().zeros(counters, np.uint32) if len(launches) > 1 else stream.counters(counters)
+            several = len(bound.launches) > 1
+            own = _cupy().zeros(counters, np.uint32) if several else stream.counters(counters)
             stream.keep(scratch, own)
-            call.counters = own.data.ptr
+            counters_at = own.data.ptr
         place = scratch.data.ptr
-        call.tile_sums, call.group_sums = place, place + _SUMS * tiles
-        call.penalties = place + _SUMS * (tiles + self._groups)
+        groups_at = place + _SUMS * tiles
+        return place, groups_at, groups_at + _SUMS * self._groups, counters_at
 
-    def _set_tables(self, call: Any, bound: _Bound, places: NDArray[Any], number: int, stream: "_Stream") -> None:
-        """Tell a call the tensors of a launch, by value if there is one, else in tables on the device."""
-        launch = bound.launches[number]
+    def _launch(
+        self, bound: _Bound, places: NDArray[Any], mode: Mode, own: "_Own", stream: "_Stream", *, sums: bool
+    ) -> None:
+        """Make the launches of a pass, once all else is done that can fail. Each copies its argument."""
+        ready = []
+        for launch, kept in zip(bound.launches, bound.tables, strict=True):
+            each = launch.ready.get((mode, sums, stream.key))
+            if each is None or stream.captures:
+                each = self._ready(launch, launch.kernel(mode, sums=sums), stream)
+                if not stream.captures:
+                    launch.ready[mode, sums, stream.key] = each
+            call = each.call
+            if launch.by_value:
+                call.place = places[launch.members[0]].item()
+            else:
+                table = _Table() if bound.apart else kept
+                call.places = table.on(stream, places, launch.members)
+            call.strength, call.upstream, call.divisor = own.strength, own.upstream, own.divisor
+            call.sums, call.each, call.rounded = own.results
+            call.tile_sums, call.group_sums, call.penalties, call.counters = own.scratch
+            ready.append(each)
+        try:
+            for each in ready:
+                each.kernel(each.grid, (THREADS,), each.given)
+        except BaseException:
+            stream.forget_counters()
+            raise
+
+    def _ready(self, launch: _Launch, name: str, stream: "_Stream") -> "_Ready":
+        """Return what does not change from pass to pass of a launch on a stream."""
+        call = _Call(count=len(self.leaves), groups=self._groups)
         call.blocks, call.large, call.launched = launch.blocks, launch.large, len(launch.members)
         if launch.by_value:
-            call.single, call.place = launch.records[0].item(), places[launch.members[0]].item()
-            return
-        records, tensor_of = launch.tables
-        call.tensors = records.on(stream, lambda: launch.records)
-        call.tensor_of = tensor_of.on(stream, lambda: launch.tensor_of)
-        table = _Table() if bound.apart else bound.tables[number]
-        call.places = table.on(stream, lambda: places[launch.members])
+            call.single = launch.records[0].item()
+        else:
+            records, tensor_of = launch.tables
+            call.tensors = records.on(stream, launch.records)
+            call.tensor_of = tensor_of.on(stream, launch.tensor_of)
+        return _Ready(_kernel(name, stream.device), (launch.grid,), call, (np.frombuffer(call, CALL),))
+
+
+class _Own(NamedTuple):
+    """What each call tells its launches anew."""
+
+    strength: tuple[int, float, bool]
+    upstream: tuple[int, float, bool]
+    divisor: int
+    results: tuple[int, int, int]  # addresses: sums, each, rounded
+    scratch: tuple[int, int, int, int]  # addresses: sums of tiles, of groups, penalties, counters
+
+
+class _Ready(NamedTuple):
+    """A launch that lacks only what each call tells it."""
+
+    kernel: Any
+    grid: tuple[int]
+    call: Any
+    given: tuple[NDArray[Any]]  # the same memory, as CuPy takes it
+
+
+@contextlib.contextmanager
+def _side_by_side(bound: _Bound, mode: Mode, stream: "_Stream") -> Iterator[NDArray[Any]]:
+    """Yield where tensors lie once those are copied that cannot be read where they are; at the end, copy back."""
+    places = bound.places.copy()
+    with contextlib.ExitStack() as copies:
+        for which, name, view in bound.apart:
+            reads = name == "weights" or mode is Mode.ACCUMULATE
+            copy = copies.enter_context(_copied(view, stream, reads=reads, writes=name == "gradient"))
+            places[which][name] = copy.data.ptr
+        yield places
 
 
 def _factor(cupy: ModuleType, factor: Scalar, stream: "_Stream") -> tuple[int, float, bool]:
     """Return a factor as the kernels take it: where it is, if it is on the device, else the number."""
-    if not isinstance(factor, cupy.ndarray):
+    if isinstance(factor, float) or not isinstance(factor, cupy.ndarray):
         return 0, float(factor), False
     stream.keep(factor)
     return factor.data.ptr, 0.0, factor.dtype.itemsize == 4

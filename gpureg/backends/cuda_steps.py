@@ -70,12 +70,12 @@ class _StepLaunch:
             call["single"] = self.records[0]
             return
         records, tensor_of = self._tables
-        call["tensors"] = (_Table() if moved else records).on(stream, lambda: self.records)
-        call["tensor_of"] = tensor_of.on(stream, lambda: self._tensor_of)
+        call["tensors"] = (_Table() if moved else records).on(stream, self.records)
+        call["tensor_of"] = tensor_of.on(stream, self._tensor_of)
         if any(length != lengths[0] for length in lengths):
             if lengths != self._lengths:
                 self._lengths, self._length_table = lengths, _Table()
-            call["lengths"] = self._length_table.on(stream, lambda: np.array(lengths, FACTOR))
+            call["lengths"] = self._length_table.on(stream, np.array(lengths, FACTOR))
 
 
 class CudaSteps:

@@ -215,6 +215,22 @@ def test_tables_are_copied_once_for_each_stream_and_gradients(cupy: FakeCupy) ->
     assert uploads(None, 0, Mode.VALUE) == 0
 
 
+def test_a_pass_is_made_ready_once_for_each_mode_and_stream(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, made = Tensors(cupy, mixed()), []
+    ready = tensors.plan._ready
+    monkeypatch.setattr(tensors.plan, "_ready", lambda *arguments: made.append(arguments) or ready(*arguments))
+    bound = tensors.plan.bind(tensors.gradients)
+    moved = bound.moved(np.array([gradient.data.ptr for gradient in tensors.gradients]))
+    launches = len(bound.launches)
+    for stream, gradients, expected in ((0, bound, launches), (0, bound, 0), (7, moved, launches), (0, moved, 0)):
+        cupy.stream = Stream(stream)
+        made.clear()
+        tensors.plan.accumulate(FLOAT64, gradients)
+        assert len(made) == expected
+    tensors.plan.gradient(bound)
+    assert len(made) == launches
+
+
 def test_gradients_that_moved_have_the_bits_of_those_bound_anew(cupy: FakeCupy) -> None:
     tensors = Tensors(cupy, mixed())
     bound = tensors.plan.bind(tensors.gradients)
@@ -395,6 +411,19 @@ def test_replays_take_weights_and_factors_of_the_moment(cupy: FakeCupy, dtype: s
         host = {"strength": strength.get(), "upstream": upstream.get()}
         tensors.check(values, Mode.ACCUMULATE, np.dtype(np.float32), **host)
         tensors.check(value, Mode.VALUE, np.dtype(np.float16), divisor=3, sums=True)
+
+
+def test_tables_of_a_pass_made_ready_before_are_kept_for_replays(cupy: FakeCupy) -> None:
+    tensors, _ = Tensors(cupy, mixed()), recorded(cupy)
+    cupy.stream = Stream(5)
+    tensors.plan.value(FLOAT64)
+    with cupy.capture(5) as graph:  # of the very same pass on the same stream
+        values = tensors.plan.value(FLOAT64)
+    del tensors.plan
+    gc.collect()
+    for _ in range(2):
+        graph.replay()
+        tensors.check(values, Mode.VALUE)
 
 
 def test_a_factor_is_kept_for_replays(cupy: FakeCupy) -> None:

@@ -1,5 +1,6 @@
 """A penalty over a model of CuPy arrays has NumPy's bits: the kernels run on the host."""
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpureg import L1, L1L2, Penalty
+from gpureg import L1, L1L2, Penalty, libraries
 from tests import sets
 from tests.helpers import DTYPES, Array, content, raw
 from tests.kernels.fake_cupy import Device, FakeCupy, on_device
@@ -120,6 +121,47 @@ def test_nothing_is_written_to_gradients_that_have_gone(cupy: FakeCupy) -> None:
         with pytest.raises(TypeError, match=r"out\['0'\] is None"):
             call(dict.fromkeys(model()))
     assert len(cupy.launches) == launches
+
+
+def test_the_same_gradients_are_looked_at_twice(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then they are known by identity; new arrays, in the same places too, are looked at each time."""
+    library = libraries.of(cupy.array(np.ones(1, np.float32)), "w")
+    surveys = []
+    survey = library.survey
+    monkeypatch.setattr(library, "survey", lambda arrays: surveys.append(arrays) or survey(arrays))
+    penalty = Penalty({name: on_device(cupy, w) for name, w in model().items()}, L1(1.0))
+    grads = {name: on_device(cupy, grad) for name, grad in model().items()}
+
+    def looks(gradients: dict[str, Any]) -> int:
+        surveys.clear()
+        penalty.accumulate_grad(gradients)
+        return len(surveys)
+
+    assert [looks(grads) for _ in range(4)] == [1, 1, 0, 0]
+    views = [{name: grad[...] for name, grad in grads.items()} for _ in range(5)]  # other arrays, in the same places
+    assert [looks(each) for each in views] == [1] * 5
+    assert [looks(views[-1]) for _ in range(3)] == [1, 0, 0]
+    assert [looks(dict(reversed(list(views[-1].items())))) for _ in range(2)] == [0, 0]
+    assert looks({**views[-1], "0": views[0]["0"]}) == 1
+    swapped = {**views[-1], "3": on_device(cupy, np.zeros(20_000, np.float32))}
+    assert looks(swapped) == 1
+    assert swapped["3"].get().any()
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4])
+def test_none_in_the_place_of_a_gradient_that_has_gone_leaves_its_tensor_out(cupy: FakeCupy, rounds: int) -> None:
+    """What is left of a gradient known by identity is None as well."""
+    host = model()
+    penalty = Penalty({name: on_device(cupy, w) for name, w in host.items()}, L1(1.0))
+    grads: dict[str, Any] = {name: on_device(cupy, grad) for name, grad in host.items()}
+    for _ in range(rounds):
+        penalty.accumulate_grad(grads)
+    grads["3"] = None
+    gc.collect()
+    before = grads["1"].get()
+    rest = {name: w for name, w in host.items() if name != "3"}
+    assert raw(penalty.accumulate_grad(grads).get()) == raw(Penalty(rest, L1(1.0))())
+    assert np.array_equal(grads["1"].get(), before + np.sign(host["1"]))
 
 
 def test_other_gradients_after_good_ones_are_looked_at_anew(cupy: FakeCupy) -> None:
