@@ -40,7 +40,7 @@ COUNTS = (10, 30, 100, 300, 1000, 3000)
 SHAPES = ((64,), (700,), (64, 8), (128, 128))
 """Of tensors in turn: one that shares a block, two that have one each, one of two blocks."""
 
-LEAST_STEPS, MOST_STEPS = 20, 2000
+LEAST_STEPS, MOST_STEPS = 20, 20_000
 
 SETS = 3
 """Places where new gradients lie in turn: those of one step are never where the last ones were."""

@@ -4,6 +4,7 @@ import gc
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -215,20 +216,20 @@ def test_tables_are_copied_once_for_each_stream_and_gradients(cupy: FakeCupy) ->
     assert uploads(None, 0, Mode.VALUE) == 0
 
 
-def test_a_pass_is_made_ready_once_for_each_mode_and_stream(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors, made = Tensors(cupy, mixed()), []
-    ready = tensors.plan._ready
-    monkeypatch.setattr(tensors.plan, "_ready", lambda *arguments: made.append(arguments) or ready(*arguments))
+def test_a_pass_is_made_ready_once_for_each_mode_and_stream(cupy: FakeCupy) -> None:
+    tensors = Tensors(cupy, mixed())
     bound = tensors.plan.bind(tensors.gradients)
     moved = bound.moved(np.array([gradient.data.ptr for gradient in tensors.gradients]))
+    assert moved is not None
     launches = len(bound.launches)
     for stream, gradients, expected in ((0, bound, launches), (0, bound, 0), (7, moved, launches), (0, moved, 0)):
         cupy.stream = Stream(stream)
-        made.clear()
-        tensors.plan.accumulate(FLOAT64, gradients)
-        assert len(made) == expected
-    tensors.plan.gradient(bound)
-    assert len(made) == launches
+        with mock.patch.object(tensors.plan, "_ready", wraps=tensors.plan._ready) as ready:
+            tensors.plan.accumulate(FLOAT64, gradients)
+        assert ready.call_count == expected
+    with mock.patch.object(tensors.plan, "_ready", wraps=tensors.plan._ready) as ready:
+        tensors.plan.gradient(bound)
+    assert ready.call_count == launches
 
 
 def test_gradients_that_moved_have_the_bits_of_those_bound_anew(cupy: FakeCupy) -> None:

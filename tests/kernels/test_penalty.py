@@ -2,6 +2,7 @@
 
 import gc
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -126,16 +127,15 @@ def test_nothing_is_written_to_gradients_that_have_gone(cupy: FakeCupy) -> None:
 def test_the_same_gradients_are_looked_at_twice(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then they are known by identity; new arrays, in the same places too, are looked at each time."""
     library = libraries.of(cupy.array(np.ones(1, np.float32)), "w")
-    surveys = []
-    survey = library.survey
-    monkeypatch.setattr(library, "survey", lambda arrays: surveys.append(arrays) or survey(arrays))
+    survey = mock.Mock(wraps=library.survey)
+    monkeypatch.setattr(library, "survey", survey)
     penalty = Penalty({name: on_device(cupy, w) for name, w in model().items()}, L1(1.0))
     grads = {name: on_device(cupy, grad) for name, grad in model().items()}
 
     def looks(gradients: dict[str, Any]) -> int:
-        surveys.clear()
+        survey.reset_mock()
         penalty.accumulate_grad(gradients)
-        return len(surveys)
+        return survey.call_count
 
     assert [looks(grads) for _ in range(4)] == [1, 1, 0, 0]
     views = [{name: grad[...] for name, grad in grads.items()} for _ in range(5)]  # other arrays, in the same places
