@@ -230,6 +230,11 @@ class Tensors:
         known = last is not None and last.bound is not None and last.is_of(gradients)
         return [] if known else list(map(type, gradients))
 
+    def any_missing(self, types: list[type]) -> bool:
+        """Return whether there is None among the types of gradients."""
+        last = self._last
+        return (last is None or types != last.types) and type(None) in types
+
     def accumulate(
         self, gradients: Sequence[Any], *, strength: Any, upstream: Any, types: list[type] | None = None
     ) -> Any:

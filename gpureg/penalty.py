@@ -260,7 +260,7 @@ class Penalty:
             found = look_up(grads, self._all.names, "grads")
             tensors = self._all
             types = tensors.unknown(found)
-            if type(None) in types:
+            if tensors.any_missing(types):
                 there = tuple(gradient is not None for gradient in found)
                 tensors, found = self._part(there), list(itertools.compress(found, there))
                 types = tensors.unknown(found)
