@@ -5,12 +5,12 @@ make a float32 `w` of them: sums in 16 bits overflow, or stop to grow.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gpureg
-from bench import checks
+from bench import checks, cpu_peers
 from bench.cases import Case, Contender, Mode, Role
 from bench.checks import raw
 from bench.inputs import Arrays, chunks, core_count, xp
@@ -23,7 +23,12 @@ def contenders(case: Case) -> list[Contender]:
     """Return all that run in a case."""
     mode = case.mode
     plain = {"nothing": _plain_values, "store": _plain_store, "add": _plain_add}[mode.write]
-    return [_gpureg(mode), *plain(mode), *limits(case)]
+    return [_gpureg(mode), *plain(mode), *_peers(case), *limits(case)]
+
+
+def _peers(case: Case) -> Iterator[Contender]:
+    if xp.__name__ == "numpy":
+        yield from cpu_peers.contenders(case)
 
 
 # gpureg and the plain expressions
@@ -172,7 +177,7 @@ def limits(case: Case) -> list[Contender]:
     """Return the plain passes that run in a case."""
     passes = {"nothing": _read_limits, "store": _copy_limits, "add": _add_limits}[case.mode.write]
     cores = core_count() if case.elements * case.itemsize >= WORTH_THREADS and xp.__name__ == "numpy" else 1
-    return passes(cores)
+    return [*passes(cores), *(cpu_peers.limits(case) if xp.__name__ == "numpy" else ())]
 
 
 def _read_limits(cores: int) -> list[Contender]:

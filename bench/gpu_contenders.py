@@ -11,7 +11,7 @@ from typing import Any
 
 import gpureg
 from bench import gpu_checks as checks
-from bench import gpu_peers, gpu_torch
+from bench import gpu_peers, torch_contenders
 from bench.cases import Case, Mode, Role
 from bench.gpu_checks import Contender, Run
 from bench.gpu_inputs import Arrays, compute_dtype, cp, is_lean, words
@@ -30,16 +30,16 @@ def contenders(case: Case, *, compiled: bool) -> Iterator[Contender]:
         return
     yield from (_plain("best", name, run) for name, run in _best(case).items())
     yield from (_plain("naive", name, run) for name, run in _naive(mode).items())
-    if gpu_torch.torch is not None:
-        yield from (_plain("other", name, run) for name, run in gpu_torch.plain(case).items())
+    if torch_contenders.torch is not None:
+        yield from (_plain("other", name, run) for name, run in torch_contenders.plain(case).items())
     if compiled:
         yield from _compiled(case)
     yield from limits(mode)
 
 
 def _compiled(case: Case) -> Iterator[Contender]:
-    if gpu_torch.torch is not None:
-        yield from (_plain("other", name, run) for name, run in gpu_torch.compiled(case).items())
+    if torch_contenders.torch is not None:
+        yield from (_plain("other", name, run) for name, run in torch_contenders.compiled(case).items())
     yield from (_plain("other", name, run) for name, run in gpu_peers.cuda_compute_values(case).items())
     for run in gpu_peers.jit_runs(case):
         yield Contender(run.NAME, "other", run, run.wrong, gpu_peers.jax().block_until_ready)
@@ -273,13 +273,13 @@ def limits(mode: Mode) -> Iterator[Contender]:
     """Yield the plain passes that a mode is measured against."""
     passes: dict[str, Run]
     if mode.write == "nothing":
-        passes, wrong = {"cupy.sum(w)": _read, "torch: w.sum()": gpu_torch.read}, checks.wrong_sum
+        passes, wrong = {"cupy.sum(w)": _read, "torch: w.sum()": torch_contenders.read}, checks.wrong_sum
     elif mode.write == "store":
-        passes, wrong = {"a copy from w to g": _copy, "torch: g.copy_(w)": gpu_torch.copy}, checks.wrong_copy
+        passes, wrong = {"a copy from w to g": _copy, "torch: g.copy_(w)": torch_contenders.copy}, checks.wrong_copy
     else:
-        passes, wrong = {"cupy.add(g, w, out=g)": _add, "torch: g.add_(w)": gpu_torch.add}, checks.wrong_add
+        passes, wrong = {"cupy.add(g, w, out=g)": _add, "torch: g.add_(w)": torch_contenders.add}, checks.wrong_add
     for name, run in passes.items():
-        if gpu_torch.torch is not None or not name.startswith("torch"):
+        if torch_contenders.torch is not None or not name.startswith("torch"):
             yield Contender(name if "copy" in name else f"{name}, as 64-bit integers", "limit", run, wrong)
 
 

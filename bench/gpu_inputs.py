@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import gpu_torch
+from bench import torch_contenders
+from bench.torch_contenders import tensor
 from gpureg import samples, selftest
 
 BLOCK = 2**20
@@ -157,16 +158,18 @@ def with_room(weights: Any) -> Arrays:
     wide = compute_dtype(weights.dtype.name)
     if is_lean(weights.dtype.name, weights.size):
         gradient = cp().zeros(weights.size, weights.dtype)
-        return Arrays(weights, gradient, None, None, gpu_torch.tensor(weights), gpu_torch.tensor(gradient))
+        return Arrays(
+            weights, gradient, None, None, torch_contenders.tensor(weights), torch_contenders.tensor(gradient)
+        )
     room = weights if weights.dtype == wide else cp().zeros(weights.size, wide)
     gradient, scratch = cp().zeros(weights.size, weights.dtype), cp().zeros(weights.size, wide)
-    return Arrays(weights, gradient, scratch, room, gpu_torch.tensor(weights), gpu_torch.tensor(gradient))
+    return Arrays(weights, gradient, scratch, room, tensor(weights), tensor(gradient))
 
 
 def forget() -> None:
     """Give back the memory that nothing uses."""
     cp().cuda.Device().synchronize()
-    gpu_torch.forget()
+    torch_contenders.forget()
     cp().get_default_memory_pool().free_all_blocks()
 
 

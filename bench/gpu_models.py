@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import checks, gpu_contenders, gpu_inputs, gpu_peers, gpu_race, gpu_torch
+from bench import checks, gpu_contenders, gpu_inputs, gpu_peers, gpu_race, torch_contenders
 from bench.gpu_checks import PART, START
 from bench.gpu_inputs import Arrays, Tensors, cp
 from bench.gpu_race import Race, Runs
@@ -63,7 +63,7 @@ def _sets(case: Case) -> tuple[Model, ...]:
         w = gpu_inputs.filled("float32", -(-stop // gpu_inputs.BLOCK) * gpu_inputs.BLOCK)
         g = cp().zeros(w.size, np.float32)
         read, added = (array[: case.elements // 2 * 2] for array in (w, g))  # in words of 8 bytes
-        flat = Arrays(read, added, scratch, read, gpu_torch.tensor(read), gpu_torch.tensor(added))
+        flat = Arrays(read, added, scratch, read, torch_contenders.tensor(read), torch_contenders.tensor(added))
         return Model(views(w, places), views(g, places), starts, flat)
 
     return tuple(one() for _ in range(set_count(case)))
@@ -121,9 +121,9 @@ def place(*, compiled: bool) -> Place:
     return Place(
         xp=cp(),
         name="cupy",
-        torch=gpu_torch.torch,
+        torch=torch_contenders.torch,
         jax=gpu_peers.jax() if compiled else None,
-        tensor=gpu_torch.tensor,
+        tensor=torch_contenders.tensor,
         to_jax=lambda array: gpu_peers.jax().numpy.array(gpu_peers.to_jax(array)),
         from_jax=lambda array: gpu_peers.from_jax(array, np.float32),
         wait_for_jax=lambda results: results,

@@ -11,6 +11,7 @@ import numpy as np
 from bench.cases import Case, Mode
 from bench.gpu_checks import Run, plain_bound, wrong_penalty
 from bench.gpu_inputs import Arrays, Tensors, compute_dtype, cp, forget
+from bench.jax_contenders import JitRun
 
 
 def absent() -> dict[str, str]:
@@ -107,54 +108,21 @@ def cuda_compute_values(case: Case) -> dict[str, Run]:
     return {f"cuda.compute.reduce_into of {code}, a TransformIterator": run}
 
 
-# JAX, which has streams of its own, and gradients too: those that are added to are donated
+# JAX, which has streams of its own, and gradients too
 
 
-class JitRun:
-    """The plain expression, compiled by `jax.jit`, on JAX's own arrays: weights and gradients are crossed once."""
+class DeviceJit(JitRun):
+    """JAX's form on a GPU."""
 
-    NAME = "jax.jit of the plain expression"
+    def _made(self, arrays: Arrays) -> list[Any]:
+        forget()  # and wait until the arrays are made
+        return [jax().numpy.array(to_jax(array)) for array in (arrays.weights, arrays.gradient)]
 
-    def __init__(self, case: Case) -> None:
-        self._mode = case.mode
-        self._arrays: dict[int, list[Any]] = {}
-        donated = (1,) if case.mode.write == "add" else ()
-        self._compiled = jax().jit(self._expression, donate_argnums=donated)
+    def _gradient(self, array: Any, arrays: Arrays) -> Any:
+        return from_jax(array, arrays.gradient.dtype)
 
-    def _expression(self, w: Any, g: Any = None) -> Any:
-        mode, numpy = self._mode, jax().numpy
-        x = w.astype(compute_dtype(w.dtype.name))
-        terms = [mode.l1 * numpy.abs(x).sum()] * (mode.l1 != 0) + [mode.l2 * numpy.square(x).sum()] * (mode.l2 != 0)
-        value = sum(terms)
-        if mode.write == "nothing":
-            return value
-        gradient = mode.l1 * numpy.sign(x) + 2 * mode.l2 * x
-        return value, (gradient if g is None else g.astype(x.dtype) + gradient).astype(w.dtype)
-
-    def __call__(self, arrays: Arrays) -> Any:
-        """Return the value, and keep the gradient."""
-        if id(arrays) not in self._arrays:
-            forget()  # and wait until the arrays are made
-            pair = arrays.weights, arrays.gradient
-            self._arrays[id(arrays)] = [jax().numpy.array(to_jax(array)) for array in pair]
-        own = self._arrays[id(arrays)]
-        if self._mode.write == "nothing":
-            return self._compiled(own[0])
-        value, own[1] = self._compiled(*own) if self._mode.write == "add" else self._compiled(own[0])
-        return value
-
-    def seen(self, arrays: Arrays) -> Any:
-        """Return the value, and let the arrays have the gradient, to be checked."""
-        self._arrays.clear()
-        value = float(self(arrays))
-        if self._mode.write != "nothing":
-            arrays.gradient[...] = from_jax(self._arrays[id(arrays)][1], arrays.gradient.dtype)
-        return value
-
-    def wrong(self, run: Run, case: Case, given: Tensors) -> str | None:
-        """Check what a call gives."""
-        seen = self.seen if run is self else run
-        return wrong_penalty(plain_bound, seen, case, given)
+    def _wrong(self, run: Run, case: Case, given: Tensors) -> str | None:
+        return wrong_penalty(plain_bound, run, case, given)
 
 
 def to_jax(array: Any) -> Any:
@@ -173,7 +141,7 @@ def from_jax(array: Any, dtype: Any) -> Any:
     return cp().from_dlpack(array)
 
 
-def jit_runs(case: Case) -> Iterator[JitRun]:
+def jit_runs(case: Case) -> Iterator[DeviceJit]:
     """Yield JAX's form, where it is there; it has float64 only on request, and then for all."""
     if jax() is not None and case.dtype != "float64":
-        yield JitRun(case)
+        yield DeviceJit(jax(), case.mode)

@@ -110,15 +110,6 @@ def wrong(place: Place, bound: Callable[[single.Case], float], case: Case, model
     return wrong_gradients(case, model, entry) if case.adds else None
 
 
-def _foreach_norm_bound(case: single.Case) -> float:
-    """Return the bound for `torch._foreach_norm`, which adds float32 squares in the lanes of a register.
-
-    A register has 8 lanes or 16, so a lane of a tensor of n elements is added to at most n / 8 times, each off by
-    2**-24; the rest is as for other plain forms. It is really off by 0.3% for the embedding of GPT-2.
-    """
-    return case.elements / 8 * 2.0**-24 + checks.plain_bound(case)
-
-
 def sum_squares(case: Case, model: Model) -> float:
     """Return the sum of the squares of all weights that are penalised."""
     flat = (model.weights[name].reshape(-1) for name in case.penalised)
@@ -346,6 +337,6 @@ HOST = Place(
     from_jax=np.asarray,
     wait_for_jax=_wait_for_jax,
     sum_squares=sum_squares,
-    norm_bound=_foreach_norm_bound,
+    norm_bound=checks.lanes_bound,
     limits=_host_limits,
 )

@@ -67,6 +67,10 @@ COLUMNS: Columns = {
     "gpureg": {"role": "gpureg"},
     "NumPy, best form": {"role": "best"},
     "NumPy, as written": {"role": "naive"},
+    "PyTorch, by hand": {"role": "other", "contender": ["torch: torch.", "torch: g.", "torch: l"]},
+    "PyTorch, autograd": {"role": "other", "contender": [".backward()"]},
+    "torch.compile": {"role": "other", "contender": ["torch.compile of"]},
+    "JAX jit": {"role": "other", "contender": ["jax.jit"]},
     "memory limit": {"role": "limit"},
 }
 """Columns of the table and lines of the picture, unless the report names its own: each shows the fastest contender of

@@ -123,9 +123,12 @@ def compute_dtype(weights: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if weights.itemsize == 8 else np.float32)
 
 
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+
 def result_dtype(weights: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
     """Return the dtype of a penalty over tensors of these dtypes: float64 if any is, else float32."""
-    return np.dtype(np.float64 if any(dtype.itemsize == 8 for dtype in weights) else np.float32)
+    return _FLOAT64 if any([dtype.itemsize == 8 for dtype in weights]) else _FLOAT32
 
 
 def round_once(value: float, dtype: np.dtype[Any]) -> Any:

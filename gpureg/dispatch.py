@@ -3,6 +3,7 @@
 Everything is checked before anything is written.
 """
 
+import functools
 import operator
 import weakref
 from collections.abc import Callable, Sequence
@@ -119,14 +120,19 @@ def _gradient(library: Library, w: Any, gradient: Any, name: str, owner: str) ->
     other = libraries.of(gradient, name)
     if other is not library:
         raise TypeError(f"{name} is of {other.name}, but {owner} is of {library.name}; both must be of one library")
-    # Of the weights' dtype or float32.
-    native = library.native(gradient, name, tuple(dict.fromkeys([w.dtype.name, "float32"])))
+    native = library.native(gradient, name, _gradient_dtypes(w.dtype))
     if native.shape != w.shape:
         raise ValueError(f"{name} has shape {native.shape}, but {owner} has {w.shape}; the shapes must be equal")
     if (device := library.device(native)) != (home := library.device(w)):
         raise ValueError(f"{name} is on {device}, but {owner} is on {home}; both must be on one device")
     _check_writable(library, gradient, native, name)
     return native
+
+
+@functools.lru_cache(maxsize=64)  # a dtype's name costs as much as a small call
+def _gradient_dtypes(weights: np.dtype[Any]) -> tuple[str, ...]:
+    """Return the dtypes that a gradient may have: that of its weights, and float32."""
+    return tuple(dict.fromkeys([weights.name, "float32"]))
 
 
 def _check_writable(library: Library, array: Any, native: Any, name: str) -> None:
@@ -142,6 +148,8 @@ def _overlaps_itself(array: Any) -> bool:
     Every view made by slicing and transposing a dense array passes: taken by rising stride, each step is longer than
     all that the steps before it span.
     """
+    if array.flags.c_contiguous:
+        return False
     span = array.itemsize
     for stride, length in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
         if length > 1 and array.size:

@@ -23,9 +23,9 @@ from bench import (
     gpu_models,
     gpu_peers,
     gpu_race,
-    gpu_torch,
     model_contenders,
     report,
+    torch_contenders,
 )
 from bench.cases import MODES, Case, Mode
 from bench.gpu_checks import Contender
@@ -234,7 +234,7 @@ def test_jax_is_right_and_a_wrong_one_is_seen(monkeypatch: pytest.MonkeyPatch, d
     for arrays in given.sets * 2:
         each.run(arrays)  # and again, with what was donated before
     if mode.write != "nothing":
-        value = gpu_peers.JitRun(Case(dataclasses.replace(mode, write="nothing"), dtype, SIZE))
+        value = gpu_peers.DeviceJit(gpu_peers.jax(), dataclasses.replace(mode, write="nothing"))
         assert str(each.wrong(value, case, given)).startswith("the gradient is off")
 
 
@@ -563,7 +563,7 @@ def test_time_is_kept_back_for_what_compiles(tmp_path: Path, monkeypatch: pytest
 
 
 def test_every_contender_has_a_column(monkeypatch: pytest.MonkeyPatch, cupy: NumpyAsCupy) -> None:
-    monkeypatch.setattr(gpu_torch, "torch", SimpleNamespace(compile=lambda function, **_: function))
+    monkeypatch.setattr(torch_contenders, "torch", SimpleNamespace(compile=lambda function, **_: function))
     monkeypatch.setattr(gpu_peers, "jax", NumpyAsJax)
     monkeypatch.setattr(gpu_peers, "cuda_compute", lambda: COMPUTE)
     found = set()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench import gpu, gpu_check, gpu_contenders, gpu_environment, gpu_torch, model_contenders, report
+from bench import gpu, gpu_check, gpu_contenders, gpu_environment, model_contenders, report, torch_contenders
 from bench.cases import MODES, Case
 from bench.gpu_race import Race, Round
 from bench.model_inputs import CASES, SMALL_BYTES
@@ -431,7 +431,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_environment, "_output", say)
     for kernel in ("_value_kernel", "_gradient_kernel"):
         monkeypatch.setattr(gpu_contenders, kernel, lambda *_: None)
-    monkeypatch.setattr(gpu_torch, "torch", SimpleNamespace(compile=lambda function, **_: function))
+    monkeypatch.setattr(torch_contenders, "torch", SimpleNamespace(compile=lambda function, **_: function))
 
 
 def checked(folder: Path, *, compiled: bool = True, left_out: str = "nothing") -> Path:
@@ -502,7 +502,7 @@ def test_what_a_gpu_was_measured_with(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("a_gpu")
 def test_what_a_gpu_does_not_have_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_torch, "torch", None)
+    monkeypatch.setattr(torch_contenders, "torch", None)
     monkeypatch.setattr(gpu_environment, "metadata", SimpleNamespace(version=dict[str, str]().__getitem__))
     monkeypatch.setattr(gpu_environment, "_output", lambda *_: "")
     table = report.table(report.load(checked(tmp_path)), NAME)

@@ -168,6 +168,26 @@ def test_coefficients_that_round_to_zero_leave_a_gradient_alone(dtype: str, upst
 # Several tensors -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("bits", [0xFFFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0001, 0x7FF8_0000_0000_0000])
+def test_a_factor_of_nan_makes_gradients_nan_whatever_its_bits(dtype: str, bits: int) -> None:
+    """Rounded to 16 bits by adding to its bits, it could become an infinity or a zero."""
+    w = np.ones(40, DTYPES[dtype])
+    out = np.zeros_like(w)
+    upstream = float(np.array(bits, np.uint64).view(np.float64))
+    run(backends.cpu(), Mode.GRADIENT, [Leaf(w, regularizer(BOTH).coefficients, out)], upstream=upstream)
+    assert np.isnan(out.astype(np.float64)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_infinite_threshold_leaves_zeros_of_all_that_is_finite(dtype: str) -> None:
+    """An infinity is as large as the threshold, and infinity less infinity is NaN."""
+    w = np.array([1.0, -2.0, 0.0, np.inf, -np.inf, np.nan], DTYPES[dtype])
+    gpureg.L1(1e300).prox_(w, 1e300)
+    assert raw(w)[:3].tolist() == [0, 0, 0]
+    assert np.isnan(w[3:].astype(np.float64)).all()
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 9, 31, 33])
 def test_the_total_is_a_tree_over_the_penalties(count: int) -> None:
     """Empty tensors are leaves too: leave one out, and others are neighbours."""

@@ -23,7 +23,7 @@ from gpureg.backends.llvm.code import DOUBLE, FLOAT, INT, Function, Value, ints,
 LANES = 16
 """Lanes that are added at a time: both kinds of sums take 8 of AVX2's 16 registers, 16 of NEON's 32, 4 of AVX-512's."""
 
-BLOCK = 32
+BLOCK = 16
 """Elements whose gradients are formed at a time."""
 
 ABSOLUTES, SQUARES = 1, 2
@@ -69,10 +69,20 @@ FORMATS = {
 
 def _load(f: Function, address: Value, format_: Format, count: int) -> Value:
     """Return elements, in the type that they are computed in."""
-    x = f.load(address, vector(format_.stored, count))
+    return _numbers(f.load(address, vector(ints(8 * format_.itemsize), count)), format_)
+
+
+def _load_magnitudes(f: Function, address: Value, format_: Format, count: int) -> Value:
+    """Return the bits of elements without their sign."""
+    width = 8 * format_.itemsize
+    return f.load(address, vector(ints(width), count)) & ((1 << (width - 1)) - 1)
+
+
+def _numbers(bits: Value, format_: Format) -> Value:
+    """Return the elements of these bits, in the type that they are computed in."""
     if format_.stored == ints(16):
-        return (x.converted(ints(32)) << 16).bits_as(FLOAT)
-    return x.converted(format_.compute)
+        return (bits.converted(ints(32)) << 16).bits_as(FLOAT)
+    return bits.bits_as(format_.stored).converted(format_.compute)
 
 
 def _rounded(f: Function, x: Value, format_: Format) -> Value:
@@ -129,22 +139,35 @@ def _columns(f: Function, count: Value, row: int) -> Value:
 
 
 def _add_rows(
-    f: Function, format_: Format, weights: Value, count: Value, end: Value, ahead: Value, places: list[Value | None]
-) -> None:
-    """Write each lane's sum of |w| to the first place and that of w*w to the second, where there is one."""
+    f: Function,
+    format_: Format,
+    weights: Value,
+    count: Value,
+    end: Value,
+    ahead: Value,
+    places: list[Value | None],
+    tally: Callable[..., list[Value]] = lambda _: [],
+    *counts: Value,
+) -> list[Value]:
+    """Write each lane's sum of |w| to the first place and that of w*w to the second, where there is one.
+
+    Beside that, what is counted is passed through all elements, LANES at a time: `tally` is given their address and the
+    counts so far, and returns the new ones.
+    """
     row, width = lane_count(format_.itemsize), LANES * format_.itemsize
     rows, rest = count // row, count % row
     zero = f.constant(vector(DOUBLE, LANES), 0.0)
 
     def add(address: Value, totals: tuple[Value, ...]) -> list[Value]:
-        x = _load(f, address, format_, LANES).converted(DOUBLE)
+        magnitudes = _load_magnitudes(f, address, format_, LANES)  # a sign is cut off a few bits faster than float64
+        x = _numbers(magnitudes, format_).converted(DOUBLE)
         terms = iter(totals)
-        added = [] if places[0] is None else [next(terms) + abs(x)]
+        added = [] if places[0] is None else [next(terms) + x]
         if places[1] is not None:  # a square is exact, but for float64
             added.append(next(terms) + x * x if format_.itemsize == 8 else x.multiplied_into(x, next(terms)))
-        return added
+        return [*added, *tally(address, *terms)]
 
-    def add_column(column: Value) -> None:
+    def add_column(column: Value, *counts: Value) -> list[Value]:
         first = weights + column * width
 
         def add_row(i: Value, *totals: Value) -> list[Value]:
@@ -157,12 +180,13 @@ def _add_rows(
             return add(f.select(whole, first + rows * ROW_BYTES, end), tuple(totals))
 
         found = [place for place in places if place is not None]
-        totals = f.repeat(rows, add_row, *(zero for _ in found))
+        totals = f.repeat(rows, add_row, *(zero for _ in found), *counts)
         totals = f.when(column * LANES < rest, add_last, *totals)
-        for place, total in zip(found, totals, strict=True):
+        for place, total in zip(found, totals, strict=False):
             f.store(place + column * (8 * LANES), total)
+        return totals[len(found) :]
 
-    f.repeat(_columns(f, count, row), add_column)
+    return f.repeat(_columns(f, count, row), add_column, *counts)
 
 
 def _add_lanes(f: Function, lanes: Value, count: Value) -> Value:
@@ -251,8 +275,8 @@ class _Blocks:
 def gradient(name: str, into: str) -> Any:
     """Return the kernel that writes a tile's gradient, `c1 * sign(w) + c2 * w`, or adds it to what is there.
 
-    Coefficients are rounded to the type that is computed in; there is no term where that makes one 0. The elements
-    `ahead` further on will be wanted next.
+    Coefficients are rounded to the type that is computed in; there is no term where that makes one 0. The gradients
+    `ahead` elements further on will be wanted next; the sums bring the weights, or the processor by itself.
     """
     source, target = FORMATS[name], FORMATS[into]
     f = Function(INT, INT, INT, DOUBLE, DOUBLE, INT, INT)
@@ -262,7 +286,6 @@ def gradient(name: str, into: str) -> Any:
 
     def write(has_first: bool, has_second: bool, adds: bool) -> None:
         def write_block(weights: Value, gradients: Value) -> None:
-            _prefetch(f, weights + ahead * source.itemsize, BLOCK * source.itemsize)
             _prefetch(f, gradients + ahead * target.itemsize, BLOCK * target.itemsize)
             x = _load(f, weights, source, BLOCK)
             terms = [c1.repeated(BLOCK) * _sign(f, x)] * has_first + [c2.repeated(BLOCK) * x] * has_second

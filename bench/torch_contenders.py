@@ -1,6 +1,6 @@
-"""PyTorch in the GPU benchmarks: eagerly, compiled, and as a memory limit; on CuPy's memory, without a copy.
+"""PyTorch in the benchmarks: eagerly, compiled, and as a memory limit; on CuPy's or NumPy's memory, without a copy.
 
-Both use the device's default stream, so that one's events time the other's work.
+On a GPU both use the device's default stream, so that one's events time the other's work.
 """
 
 from collections.abc import Callable
@@ -8,25 +8,26 @@ from importlib import import_module
 from typing import Any
 
 from bench.cases import Case, Mode
+from bench.inputs import xp
 
 Run = Callable[[Any], Any]
-"""A pass over the arrays of `bench.gpu_inputs.Arrays`."""
+"""A pass over arrays that have their tensors, `w_tensor` and `g_tensor`, as `bench.gpu_inputs.Arrays` do."""
 
 
 def _torch() -> Any:
-    """Return PyTorch if it is installed and reaches the GPU, else None."""
+    """Return PyTorch if it is installed and reaches what arrays are compared, else None."""
     try:
         module = import_module("torch")
     except ModuleNotFoundError:
         return None
-    return module if module.cuda.is_available() else None
+    return module if xp.__name__ == "numpy" or module.cuda.is_available() else None
 
 
 torch = _torch()
 
 
 def tensor(array: Any) -> Any:
-    """Return a tensor on the memory of a CuPy array, or None without PyTorch; bfloat16 crosses as integers."""
+    """Return a tensor on the memory of an array, or None without PyTorch; bfloat16 crosses as integers."""
     if torch is None:
         return None
     if array.dtype.name == "bfloat16":
@@ -36,7 +37,7 @@ def tensor(array: Any) -> Any:
 
 def forget() -> None:
     """Give back the memory that nothing uses."""
-    if torch is not None:
+    if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
