@@ -150,25 +150,6 @@ def test_values_are_numpy_scalars(dtype: str, result: str) -> None:
         assert type(value) is DTYPES[value_dtype(dtype)].type
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_million_elements(dtype: str) -> None:
-    """Many chunks, dense; and as many that are gathered from among others, with gradients of another layout."""
-    dense = content("wide", 2**20 + 3, dtype)
-    numbers = values(dense)
-    s1, s2 = reference.sums(numbers, dtype)
-    grad = content("weights", dense.size, dtype)
-    regularizer, rule = REGULARIZERS["L1L2"]
-    added = reference.gradient(numbers, dtype, rule, into=dtype, add_to=values(grad))
-    apart = np.zeros((dense.size, 3), DTYPES[dtype])
-    apart[:, 1] = dense
-    for w, g in ((dense, grad[::-1].copy()[::-1]), (apart[:, 1], grad)):
-        assert_bits(gpureg.l1_loss(w, dtype=np.float64), s1, "float64")
-        assert_bits(gpureg.l2_loss(w, dtype=np.float64), reference.penalty(L2_LOSS, s1, s2), "float64")
-        regularizer.accumulate_grad(w, g)
-        assert_bits(g, added, dtype)
-
-
 # Everything ----------------------------------------------------------------------------------------------------------
 
 

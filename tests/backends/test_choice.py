@@ -12,6 +12,10 @@ import pytest
 import gpureg
 from gpureg import backends
 from gpureg.backends import llvm
+from tests import reference
+from tests.conftest import CPU_BACKENDS
+from tests.helpers import DTYPES, REGULARIZERS, assert_bits, content, values
+from tests.reference import Rule
 
 MISSING = "llvmlite is not installed: pip install 'gpureg[cpu]'"
 
@@ -112,3 +116,25 @@ def test_a_penalty_keeps_the_backend_that_it_was_planned_with() -> None:
     first = penalty()
     gpureg.set_backend("llvm")
     assert penalty() == first == gpureg.Penalty(weights, gpureg.L1L2(0.1, 0.2))()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_million_elements_have_the_bits_of_the_reference(dtype: str) -> None:
+    """Many chunks, dense; and as many that are gathered from among others, with gradients of another layout."""
+    dense = content("wide", 2**20 + 3, dtype)
+    numbers = values(dense)
+    s1, s2 = reference.sums(numbers, dtype)
+    start = content("weights", dense.size, dtype)
+    regularizer, rule = REGULARIZERS["L1L2"]
+    l2_loss = reference.penalty(Rule(l2=1.0, halved=True), s1, s2)
+    added = reference.gradient(numbers, dtype, rule, into=dtype, add_to=values(start))
+    apart = np.zeros((dense.size, 3), DTYPES[dtype])
+    apart[:, 1] = dense
+    for name in CPU_BACKENDS:
+        backends.set_backend(name)
+        for w, grad in ((dense, start[::-1].copy()[::-1]), (apart[:, 1], start.copy())):
+            assert_bits(gpureg.l1_loss(w, dtype=np.float64), s1, "float64")
+            assert_bits(gpureg.l2_loss(w, dtype=np.float64), l2_loss, "float64")
+            regularizer.accumulate_grad(w, grad)
+            assert_bits(grad, added, dtype)
