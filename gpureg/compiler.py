@@ -50,6 +50,15 @@ def proximal_step(weights: str) -> str:
     return f"proximal_step<{TYPES[weights]}>"
 
 
+def statistics_pass(weights: str) -> str:
+    """Return the kernel that makes the statistics of weights of this dtype.
+
+    >>> statistics_pass("float16")
+    'statistics_pass<Half>'
+    """
+    return f"statistics_pass<{TYPES[weights]}>"
+
+
 KERNELS = (
     *dict.fromkeys(
         penalty_pass(weights, gradient, mode, l1=l1, l2=l2)
@@ -59,10 +68,11 @@ KERNELS = (
         for l1, l2 in ((True, False), (False, True), (True, True))
     ),
     *map(proximal_step, TYPES),
+    *map(statistics_pass, TYPES),
 )
 """All kernels there are: the instantiations of the templates in `kernels/`, as C++ names them."""
 
-_FILES = {"penalty_pass": "penalty.cu", "proximal_step": "proximal.cu"}
+_FILES = {"penalty_pass": "penalty.cu", "proximal_step": "proximal.cu", "statistics_pass": "statistics.cu"}
 
 OPTIONS = (
     "--std=c++17",

@@ -80,7 +80,7 @@ def proximal(w: Any, coefficients: Coefficients, step: float) -> Any:
     """Take the proximal step on w, in place, and return w."""
     library, backend, native = weights(w)
     _check_writable(library, w, native, "w")
-    backend.proximal([Leaf(native, coefficients)], step)
+    backend.proximal_plan([Leaf(native, coefficients)]).take([step])
     library.written((w,))
     return w
 

@@ -7,7 +7,7 @@ flushing subnormals to zero, say, because some library switched that on for the 
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gpureg import arithmetic, backends, samples
 from gpureg.arithmetic import Coefficients, lane_count, tile_size, tree_sum
 from gpureg.backends import Backend, Leaf
+from gpureg.statistics import join
 
 Array = NDArray[Any]
 
@@ -26,6 +27,9 @@ COEFFICIENTS = {
     "HalvedL2": Coefficients(l1=0.0, l2=0.15, twice_l2=0.3),
     "L1L2": Coefficients(l1=0.7, l2=0.3, twice_l2=0.6),
 }
+
+# Of statistics: no number of any dtype, and among all contents.
+THRESHOLD = 0.01
 
 _ABS, _SQUARES = Coefficients(1.0, 0.0, 0.0), Coefficients(0.0, 1.0, 2.0)
 
@@ -76,6 +80,9 @@ def digests(backend: Backend, dtype: np.dtype[Any]) -> Iterator[tuple[str, str]]
         leaves = [Leaf(backend.from_numpy(case.weights), coefficients) for case in everything]
         many = backend.plan(leaves).value(np.dtype(np.float64))
         yield f"{dtype.name} together {name}", checksum(*map(backend.to_numpy, (many.total, many.each)))
+    told = backend.statistics([backend.from_numpy(case.weights) for case in everything], THRESHOLD)
+    for case, statistics in zip(everything, told, strict=True):
+        yield f"{case.name} statistics", checksum(np.array(statistics))
 
 
 def _results(backend: Backend, case: Case, coefficients: Coefficients) -> Iterator[Array]:
@@ -100,7 +107,7 @@ def _results(backend: Backend, case: Case, coefficients: Coefficients) -> Iterat
         yield backend.to_numpy(values.total)
         yield backend.to_numpy(gradient)
     moved = backend.from_numpy(case.weights)
-    backend.proximal([Leaf(moved, coefficients)], 0.01)
+    backend.proximal_plan([Leaf(moved, coefficients)]).take([0.01])
     yield backend.to_numpy(moved)
 
 
@@ -139,6 +146,14 @@ def run(backend: Backend, seed: int = 0) -> Outcome:
             }
             fresh += len(others)
             failed += [f"{dtype.name} fresh {seed} {name} {other}" for other in others if others[other] != whole]
+        weights = samples.random_bits(_FRESH_SIZE, dtype, seed=seed)
+        whole = _statistics(backend, [weights])
+        others = {
+            "NumPy's": _statistics(backends.load("numpy"), [weights]),
+            "in pieces": _statistics(backend, _cut(weights)),
+        }
+        fresh += len(others)
+        failed += [f"{dtype.name} fresh {seed} statistics {other}" for other in others if others[other] != whole]
     return Outcome(len(found), fresh, tuple(failed))
 
 
@@ -149,14 +164,24 @@ def _everything(backend: Backend, weights: Array, coefficients: Coefficients) ->
     plan = backend.plan([leaf])
     penalty = plan.value_and_gradient(np.dtype(np.float64), plan.bind([stored])).total
     plan.accumulate(np.dtype(np.float64), plan.bind([added]))
-    backend.proximal([leaf], 0.01)
+    backend.proximal_plan([leaf]).take([0.01])
     return [backend.to_numpy(array) for array in (penalty, stored, added, leaf.weights)]
+
+
+def _statistics(backend: Backend, pieces: Sequence[Array]) -> str:
+    """Return the checksum of the statistics of a tensor, which is given in pieces."""
+    return checksum(np.array(join(backend.statistics([backend.from_numpy(piece) for piece in pieces], THRESHOLD))))
+
+
+def _cut(weights: Array) -> list[Array]:
+    """Return pieces of a power-of-two number of whole tiles."""
+    piece = _PIECE_TILES * tile_size(weights.itemsize)
+    return [weights[start : start + piece] for start in range(0, weights.size, piece)]
 
 
 def _pieces(backend: Backend, weights: Array, coefficients: Coefficients) -> list[Array]:
     """Return what `_everything` returns, made of pieces of whole tiles: each is a subtree of the sum of all."""
-    piece = _PIECE_TILES * tile_size(weights.itemsize)
-    pieces = [weights[start : start + piece] for start in range(0, weights.size, piece)]
+    pieces = _cut(weights)
     _, *arrays = zip(*(_everything(backend, part, coefficients) for part in pieces), strict=True)
     sums = [tree_sum(np.array([_sum(backend, part, one) for part in pieces])) for one in (_ABS, _SQUARES)]
     penalty = arithmetic.penalty(coefficients, 1.0, *map(float, sums))

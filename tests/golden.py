@@ -16,6 +16,7 @@ from gpureg import backends, selftest
 from gpureg.arithmetic import Coefficients
 from gpureg.backends import Mode, Results
 from gpureg.backends.numpy import NumpySteps
+from gpureg.statistics import Statistics
 from tests import reference
 from tests.passes import Leaf, WholePlan
 from tests.reference import Rule
@@ -45,6 +46,11 @@ def rule(coefficients: Coefficients) -> Rule:
 def _sums(raw: bytes, dtype: np.dtype[Any]) -> tuple[float, float]:
     """Return the sums of weights given as bytes; each is wanted many times."""
     return reference.sums(decode(np.frombuffer(raw, dtype)), dtype.name)
+
+
+def _proximal(weights: Array, coefficients: Coefficients, step: float) -> None:
+    moved = reference.proximal(decode(weights), weights.dtype.name, rule(coefficients), step)
+    weights[...] = encode(moved, weights.dtype)
 
 
 class ReferenceBackend:
@@ -89,14 +95,12 @@ class ReferenceBackend:
         )
         leaf.gradient[...] = encode(gradient, leaf.gradient.dtype)
 
-    def proximal(self, leaves: Sequence[backends.Leaf], step: float) -> None:
-        for leaf in leaves:
-            dtype = leaf.weights.dtype
-            moved = reference.proximal(decode(leaf.weights), dtype.name, rule(leaf.coefficients), step)
-            leaf.weights[...] = encode(moved, dtype)
-
     def proximal_plan(self, leaves: Sequence[backends.Leaf]) -> NumpySteps:
-        return NumpySteps(self, leaves)
+        return NumpySteps(leaves, _proximal)
+
+    def statistics(self, arrays: Sequence[Array], threshold: float) -> list[Statistics]:
+        told = [reference.statistics(decode(array), array.dtype.name, threshold) for array in arrays]
+        return [Statistics(**one) for one in told]  # type: ignore[arg-type] # what is counted is an int
 
     def from_numpy(self, array: Array) -> Array:
         return array.copy()

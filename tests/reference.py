@@ -167,6 +167,21 @@ def _perfect_tree(leaves: Sequence[float]) -> float:
     return _perfect_tree(leaves[:middle]) + _perfect_tree(leaves[middle:])
 
 
+def statistics(values: Sequence[float], dtype: str, threshold: float) -> dict[str, float]:
+    """Return what is told of a tensor by name, of its values in the order that sums follow."""
+    s1, s2 = sums(values, dtype)
+    return {
+        "size": len(values),
+        "sum_abs": s1,
+        "sum_squares": s2,
+        "max_abs": max((abs(x) for x in values if not math.isnan(x)), default=0.0),
+        "zeros": sum(x == 0 for x in values),
+        "below": sum(abs(x) < threshold for x in values),
+        "nan": sum(math.isnan(x) for x in values),
+        "inf": sum(math.isinf(x) for x in values),
+    }
+
+
 # Penalties -----------------------------------------------------------------------------------------------------------
 
 

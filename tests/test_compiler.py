@@ -18,7 +18,17 @@ import pytest
 import gpureg
 from gpureg import arithmetic, compiler, driver
 from gpureg.backends import Mode
-from gpureg.compiler import KERNELS, OPTIONS, TYPES, CompilerError, Kernel, Program, penalty_pass, proximal_step
+from gpureg.compiler import (
+    KERNELS,
+    OPTIONS,
+    TYPES,
+    CompilerError,
+    Kernel,
+    Program,
+    penalty_pass,
+    proximal_step,
+    statistics_pass,
+)
 from tests.test_import import HEAVY, loaded_by
 
 ROOT = Path(__file__).parent.parent
@@ -72,8 +82,9 @@ def test_the_list_of_kernels() -> None:
                 for mode in ("VALUE_AND_GRADIENT", "ACCUMULATE"):
                     expected.append(f"penalty_pass<{weights}, {gradient}, {mode}, {terms}>")
         expected += [f"penalty_pass<{weights}, {gradient}, GRADIENT, false, false>" for gradient in {weights, "float"}]
+        expected.append(f"statistics_pass<{weights}>")
     assert sorted(KERNELS) == sorted(expected)
-    assert len(KERNELS) == 65
+    assert len(KERNELS) == 69
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -88,6 +99,7 @@ def test_every_call_has_its_kernel(weights: str, mode: Mode) -> None:
                 assert (sums_abs == "true") >= l1
                 assert (sums_squares == "true") >= l2
     assert proximal_step(weights) in KERNELS
+    assert statistics_pass(weights) in KERNELS
 
 
 def test_an_unknown_kernel_is_refused(nvrtc: FakeNvrtc) -> None:

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from gpureg import backends, selftest
+from gpureg.arithmetic import Coefficients
 from gpureg.backends import Mode, Results, Values
-from gpureg.backends.numpy import NumpyBackend
+from gpureg.backends.numpy import NumpyBackend, NumpySteps
 from gpureg.backends.numpy import backend as numpy_backend
+from gpureg.statistics import Statistics
 from tests import golden
+from tests.helpers import Array
 from tests.passes import Leaf, WholePlan, run
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
@@ -34,7 +37,7 @@ def test_every_usable_backend_gives_the_golden_checksums(name: str) -> None:
     outcome = selftest.run(backends.load(name), seed=1)
     assert outcome.failed == ()
     assert outcome.golden == len(selftest.golden())
-    assert outcome.fresh == 2 * len(DTYPES) * len(selftest.COEFFICIENTS)
+    assert outcome.fresh == 2 * len(DTYPES) * (len(selftest.COEFFICIENTS) + 1)
 
 
 def test_without_ml_dtypes_the_other_dtypes_are_tested(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,10 +65,13 @@ class Broken(NumpyBackend):
             return result
         return right(leaves, *args, **kwargs)
 
-    def proximal(self, leaves: Sequence[backends.Leaf], step: float) -> None:
-        super().proximal(leaves, step)
+    def proximal_plan(self, leaves: Sequence[backends.Leaf]) -> NumpySteps:
+        return NumpySteps(leaves, self._step)
+
+    def _step(self, weights: Array, coefficients: Coefficients, step: float) -> None:
+        numpy_backend.proximal_plan([backends.Leaf(weights, coefficients)]).take([step])
         if self.mode is None:
-            self.fault(leaves)
+            self.fault(weights)
 
 
 def flushes_subnormals(right: Any, leaves: Sequence[Leaf], *args: Any, **kwargs: Any) -> Values:
@@ -89,9 +95,8 @@ def scales_the_value(right: Any, leaves: Sequence[Leaf], *args: Any, upstream: f
     return Results(result.total * upstream, result.each, result.rounded)
 
 
-def makes_a_negative_zero(leaves: Sequence[backends.Leaf]) -> None:
-    for leaf in leaves:
-        leaf.weights[leaf.weights == 0] *= -1
+def makes_a_negative_zero(weights: Array) -> None:
+    weights[weights == 0] *= -1
 
 
 def turns_round_what_is_far_in(right: Any, leaves: Sequence[Leaf], *args: Any, **kwargs: Any) -> Any:
@@ -111,9 +116,32 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("mode", "fault"), FAULTS, ids=[f"{mode} {fault.__name__}" for mode, fault in FAULTS])
+@pytest.mark.parametrize(("mode", "fault"), FAULTS, ids=[fault.__name__ for _, fault in FAULTS])
 def test_a_broken_backend_is_seen(mode: Mode | None, fault: Callable[..., Any]) -> None:
     assert selftest.run(Broken(mode, fault)).failed
+
+
+class Miscounting(NumpyBackend):
+    """A backend whose statistics of some sizes have one zero too many."""
+
+    def __init__(self, sizes: range) -> None:
+        self.sizes = sizes
+
+    def statistics(self, arrays: Sequence[Array], threshold: float) -> list[Statistics]:
+        right = super().statistics(arrays, threshold)
+        return [one._replace(zeros=one.zeros + 1) if one.size in self.sizes else one for one in right]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "failed"),
+    [
+        (range(2), "float32 weights 1 statistics"),
+        (range(2**20, 2**21), "float32 fresh 0 statistics NumPy's"),
+        (range(2**16, 2**17), "float16 fresh 0 statistics in pieces"),
+    ],
+)
+def test_a_backend_that_miscounts_is_seen(sizes: range, failed: str) -> None:
+    assert failed in selftest.run(Miscounting(sizes)).failed
 
 
 def test_other_numbers_have_another_checksum_and_every_nan_the_same() -> None:

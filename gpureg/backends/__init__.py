@@ -7,7 +7,7 @@ which one tensor is the simple case; it knows nothing of frameworks, and all it 
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from enum import Enum
+from enum import IntEnum
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpureg.arithmetic import Coefficients
+from gpureg.statistics import Statistics
 
 Scalar = Any
 """A number, or a 0-d array in the backend's memory, read there without synchronising."""
 
 
-class Mode(Enum):
+class Mode(IntEnum):
     """What a pass over the weights does with the gradient, as in `kernels/penalty.cu`."""
 
     VALUE = 0
@@ -164,11 +165,14 @@ class Backend(Protocol):
     def plan(self, leaves: Sequence[Leaf]) -> Plan:
         """Return the plan of passes over these tensors."""
 
-    def proximal(self, leaves: Sequence[Leaf], step: Scalar) -> None:
-        """Take the proximal step on each leaf's weights, in place."""
-
     def proximal_plan(self, leaves: Sequence[Leaf]) -> ProximalPlan:
         """Return the plan of proximal steps on these tensors."""
+
+    def statistics(self, arrays: Sequence[Any], threshold: float) -> list[Statistics]:
+        """Return the statistics of each array, by one pass over memory for all; wait for them where they are made.
+
+        Arrays may be read-only. The threshold is not negative and not NaN; it may be infinite.
+        """
 
     def from_numpy(self, array: NDArray[Any]) -> Any:
         """Return a new array of the backend with the contents of a NumPy array."""

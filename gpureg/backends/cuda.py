@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from gpureg import arithmetic, backends, compiler, driver
 from gpureg.backends import Leaf, Mode, ProximalPlan, Results, Scalar, Values
+from gpureg.statistics import Statistics
 
 THREADS = arithmetic.ROW_BYTES // 16
 """Threads of a block, as in `kernels/tree.cuh`: one 16-byte load of each makes a row."""
@@ -92,13 +93,15 @@ class CudaBackend:
     def plan(self, leaves: Sequence[Leaf]) -> "CudaPlan":  # noqa: D102
         return CudaPlan(leaves)
 
-    def proximal(self, leaves: Sequence[Leaf], step: Scalar) -> None:  # noqa: D102
-        self.proximal_plan(leaves).take([step] * len(leaves))
-
     def proximal_plan(self, leaves: Sequence[Leaf]) -> ProximalPlan:  # noqa: D102
         from gpureg.backends.cuda_steps import CudaSteps  # noqa: PLC0415 - it needs this module
 
         return CudaSteps(leaves)
+
+    def statistics(self, arrays: Sequence[Any], threshold: float) -> list[Statistics]:  # noqa: D102
+        from gpureg.backends.cuda_statistics import statistics  # noqa: PLC0415 - it needs this module
+
+        return statistics(arrays, threshold)
 
     def from_numpy(self, array: NDArray[Any]) -> Any:  # noqa: D102
         return _cupy().array(array)

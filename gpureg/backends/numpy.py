@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from gpureg import arithmetic, threads
 from gpureg.arithmetic import ROWS, Coefficients, tree_sum
-from gpureg.backends import Backend, Leaf, Mode, ModePlan, Plan, Results, Scalar, Values
+from gpureg.backends import Leaf, Mode, ModePlan, Plan, Results, Scalar, Values
+from gpureg.statistics import Statistics
 
 Array = NDArray[Any]
 
@@ -38,13 +39,13 @@ class NumpyBackend:
     def plan(self, leaves: Sequence[Leaf]) -> Plan:  # noqa: D102
         return NumpyPlan(leaves)
 
-    def proximal(self, leaves: Sequence[Leaf], step: Scalar) -> None:  # noqa: D102
-        with np.errstate(all="ignore"):
-            for leaf in leaves:
-                _proximal(leaf.weights, leaf.coefficients, float(step))
-
     def proximal_plan(self, leaves: Sequence[Leaf]) -> "NumpySteps":  # noqa: D102
-        return NumpySteps(self, leaves)
+        return NumpySteps(leaves, _proximal)
+
+    def statistics(self, arrays: Sequence[Array], threshold: float) -> list[Statistics]:  # noqa: D102
+        from gpureg.backends.numpy_statistics import statistics  # noqa: PLC0415 - it needs this module
+
+        return statistics(arrays, threshold)
 
     def from_numpy(self, array: Array) -> Array:  # noqa: D102
         return array.copy()
@@ -73,7 +74,7 @@ class NumpyPlan(ModePlan):
         self._coefficients = [leaf.coefficients for leaf in leaves]
         self._parts = _parts(leaves)
         self._order = [index for part in self._parts for index in part.members]
-        self._work = list(_pieces(self._parts))
+        self._work = list(_pieces([part.weights.size for part in self._parts]))
 
     def bind(self, gradients: Sequence[Array]) -> "_Bound":  # noqa: D102
         return _Bound([part.bind([gradients[index] for index in part.members]) for part in self._parts])
@@ -186,13 +187,13 @@ class _Piece(NamedTuple):
     stop: int
 
 
-def _pieces(parts: Sequence[_Part]) -> Iterator[list[_Piece]]:
-    """Yield the pieces of parts, small ones together, so that each list is worth handing to a thread."""
+def _pieces(sizes: Sequence[int]) -> Iterator[list[_Piece]]:
+    """Yield the pieces of parts of these sizes, small ones together, so that each list is worth handing to a thread."""
     small: list[_Piece] = []
     room = CHUNK
-    for index, part in enumerate(parts):
-        for start in range(0, part.weights.size, CHUNK):
-            piece = _Piece(index, start, min(start + CHUNK, part.weights.size))
+    for index, elements in enumerate(sizes):
+        for start in range(0, elements, CHUNK):
+            piece = _Piece(index, start, min(start + CHUNK, elements))
             size = piece.stop - start + CHUNK // 64  # what a call costs, in elements
             if small and size > room:
                 yield small
@@ -376,9 +377,8 @@ def _proximal(weights: Array, coefficients: Coefficients, step: float) -> None:
 class NumpySteps:
     """Tensors that proximal steps are taken on, one after another; see `gpureg.backends.ProximalPlan`."""
 
-    def __init__(self, backend: Backend, leaves: Sequence[Leaf]) -> None:
-        self._backend = backend
-        self._leaves = leaves
+    def __init__(self, leaves: Sequence[Leaf], step: Callable[[Array, Coefficients, float], None]) -> None:
+        self._leaves, self._step = leaves, step
 
     def take(  # noqa: D102
         self, lengths: Sequence[Scalar], *, strength: Scalar = 1.0, skips: Scalar = 0.0
@@ -386,9 +386,10 @@ class NumpySteps:
         if float(skips) != 0:
             return
         factor = float(strength)
-        for (weights, coefficients), length in zip(self._leaves, lengths, strict=True):
-            scaled = Coefficients(*(factor * each for each in coefficients))
-            self._backend.proximal([Leaf(weights, scaled)], length)
+        with np.errstate(all="ignore"):
+            for (weights, coefficients), length in zip(self._leaves, lengths, strict=True):
+                scaled = Coefficients(*(factor * each for each in coefficients))
+                self._step(weights, scaled, float(length))
 
 
 class Elements:

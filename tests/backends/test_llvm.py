@@ -118,6 +118,7 @@ def test_nothing_beyond_an_array_is_touched() -> None:
 import ctypes, mmap
 import ml_dtypes, numpy as np
 import gpureg
+from gpureg import backends
 page = mmap.PAGESIZE
 room = 40 * page
 libc = ctypes.CDLL(None, use_errno=True)
@@ -144,6 +145,7 @@ for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64):
                     reg.value_and_grad(w, g)
                     reg.accumulate_grad(w, g)
                     reg.prox_(w, 0.1)
+                backends.cpu().statistics([w], 0.1)
 print("untouched")
 """
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -191,7 +193,7 @@ def _shares(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_few_elements_are_no_work_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     gpureg.set_num_threads(2)
     shared = _shares(monkeypatch)
-    one = np.ones(2 * PIECE // 4 - 1000, np.float32)
+    one = np.ones(8 * PIECE // 4 - 8000, np.float32)
     many = [Leaf(np.ones(64, np.float32), COEFFICIENTS) for _ in range(1000)]
     scattered = [Leaf(np.ones((3, 2 * 300), np.float32)[:, ::2], COEFFICIENTS) for _ in range(20)]
     for leaves in ([Leaf(one, COEFFICIENTS)], many, scattered):
@@ -202,7 +204,7 @@ def test_few_elements_are_no_work_for_threads(monkeypatch: pytest.MonkeyPatch) -
 def test_work_for_threads_is_of_like_size(monkeypatch: pytest.MonkeyPatch) -> None:
     shared = _shares(monkeypatch)
     large = [Leaf(np.ones(20 * PIECE // 4 + 1, np.float32), COEFFICIENTS)]
-    many = [Leaf(np.ones(100, np.float16), COEFFICIENTS) for _ in range(9000)]
+    many = [Leaf(np.ones(100, np.float16), COEFFICIENTS) for _ in range(20_000)]
     mixed = [*many[:300], *large, Leaf(np.ones((2, 2 * PIECE))[:, ::2], COEFFICIENTS)]
     for leaves in (large, many, mixed):
         for number in (1, 2, 3):
@@ -349,7 +351,20 @@ def test_a_proximal_step_of_a_large_tensor_is_shared_among_threads(monkeypatch: 
     shared = _shares(monkeypatch)
     w = content("wide", 3 * PIECE // 4 + 5, "float32")
     other = w.copy()
-    backend.proximal([Leaf(w, COEFFICIENTS)], 0.01)
-    backends.load("numpy").proximal([Leaf(other, COEFFICIENTS)], 0.01)
+    backend.proximal_plan([Leaf(w, COEFFICIENTS)]).take([0.01])
+    backends.load("numpy").proximal_plan([Leaf(other, COEFFICIENTS)]).take([0.01])
     assert np.array_equal(raw(w), raw(other))
     assert [len(work) for work in shared] == [4]
+
+
+def test_statistics_of_large_tensors_are_shared_among_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpureg.set_num_threads(2)
+    shared = _shares(monkeypatch)
+    few = [np.ones(64, np.float32)] * 1000
+    large = np.ones(16 * PIECE // 4 + 1, np.float32)
+    backend.statistics([*few, large[: PIECE // 4]], 0.5)
+    assert shared == []
+    (*_, found) = backend.statistics([*few, large], 0.5)
+    assert (found.size, found.sum_abs) == (large.size, large.size)
+    assert len(shared) == 1
+    assert len(shared[0]) == 16

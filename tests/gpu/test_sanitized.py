@@ -15,6 +15,7 @@ from gpureg.backends import Mode, cuda
 from tests.gpu.device import assert_same, cp
 from tests.gpu.test_bits import BOTH, PAIRS, check
 from tests.gpu.test_many import COEFFICIENTS, weights
+from tests.gpu.test_statistics import check as check_statistics
 from tests.helpers import DTYPES, content
 from tests.passes import Leaf, run
 
@@ -50,3 +51,10 @@ def test_several_tensors() -> None:
     assert_same(values.total, run(backends.load("numpy"), Mode.ACCUMULATE, expected, result).total)
     for one, other in zip(found, expected, strict=True):
         assert_same(one.gradient, other.gradient)
+
+
+def test_statistics_of_groups_and_of_ragged_tiles() -> None:
+    arrays = [content("NaN", tile_size(DTYPES[dtype].itemsize) + 5, dtype) for dtype in DTYPES]
+    arrays.append(content("wide", (cuda.GROUP + 1) * tile_size(8) + 5, "float64"))
+    check_statistics([cp.asarray(array) for array in arrays], arrays)
+    check_statistics([cp.asarray(arrays[0])[1:]], [arrays[0][1:]])

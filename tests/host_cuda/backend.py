@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from gpureg import backends
 from gpureg.backends import Mode, Scalar, Values
-from gpureg.compiler import penalty_pass, proximal_step
+from gpureg.backends.cuda_statistics import of_group
+from gpureg.compiler import penalty_pass, proximal_step, statistics_pass
+from gpureg.statistics import Statistics, join, marks
 from tests.host_cuda import Library, layout, library
 from tests.host_cuda.memory import Memory
 from tests.passes import Leaf, WholePlan
@@ -47,11 +49,46 @@ class HostBackend:
             total = found.each[-1] if dtype.itemsize == 8 else dtype.type(found.rounded[-1])
         return backends.Results(total, found.each[:-1], found.rounded[:-1], found.sums)
 
-    def proximal(self, leaves: Sequence[backends.Leaf], step: Scalar) -> None:
-        self.proximal_plan(leaves).take([step] * len(leaves))
-
     def proximal_plan(self, leaves: Sequence[backends.Leaf]) -> "HostSteps":
         return HostSteps(self, leaves)
+
+    def statistics(self, arrays: Sequence[Array], threshold: float) -> list[Statistics]:
+        """Return the statistics of arrays: a launch for each dtype, over tables unless it is of one tensor."""
+        sizes, memory = self.kernels.build, Memory(guards=self.guards)
+        tiles = np.array([-(-array.nbytes // sizes.tile_bytes) for array in arrays], np.int64)
+        members = sizes.row_bytes // 16  # tiles of a group
+        groups = -(-tiles // members)
+        firsts, count = np.cumsum(groups) - groups, int(groups.sum())
+        results, counters = memory.zeros(count, layout.RESULT), memory.zeros(count, np.uint32)
+        known = {dtype: marks(dtype, threshold) for dtype in dict.fromkeys(a.dtype for a in arrays if a.size)}
+        for number, (dtype, own) in enumerate(known.items()):
+            part = [i for i, array in enumerate(arrays) if array.dtype == dtype and array.size]
+            records = np.zeros(len(part), layout.PART)
+            records["weights"] = [arrays[i].ctypes.data for i in part]
+            records["size"], records["first_group"] = [arrays[i].size for i in part], firsts[part]
+            records["first_tile"] = np.cumsum(tiles[part]) - tiles[part]
+            tile_sums = memory.empty(2 * int(tiles[part].sum()), np.float64)
+            call = np.zeros((), layout.PASS)
+            if len(part) > 1 or self.seed % 2:
+                tables = memory.place(records), memory.place(np.repeat(np.arange(len(part), dtype="u4"), tiles[part]))
+                call["tensors"], call["tensor_of"] = (table.ctypes.data for table in tables)
+            else:
+                call["single"] = records[0]
+            call["infinity"], call["threshold"] = own.infinity, own.threshold
+            call["tile_sums"], call["counters"] = tile_sums.ctypes.data, counters.ctypes.data
+            call["groups"] = results.ctypes.data
+            name = statistics_pass(dtype.name)
+            self.kernels.launch(name, int(tiles[part].sum()), call, seed=self.seed + number)
+        memory.check()
+        assert not counters.any(), "a counter is not zero after the call"
+        found = []
+        for array, first, length in zip(arrays, firsts, groups, strict=True):
+            whole = members * sizes.tile_bytes // array.itemsize
+            told = enumerate(results[first : first + length].tolist())
+            found.append(
+                join([of_group(one, min(whole, array.size - i * whole), known[array.dtype]) for i, one in told])
+            )
+        return found
 
     def from_numpy(self, array: Array) -> Array:
         return array.copy()

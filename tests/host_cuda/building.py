@@ -29,7 +29,7 @@ COMPILER = "g++"
 FLAGS = ("-std=c++17", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-fvisibility=hidden", "-pthread")
 
 
-_WITH_KERNELS = ("conversions.cc", "penalty.cc", "proximal.cc")
+_WITH_KERNELS = ("conversions.cc", "penalty.cc", "proximal.cc", "statistics.cc")
 _AT_ONCE = 16
 
 
@@ -105,7 +105,7 @@ def _jobs(what: Build) -> list[tuple[str, ...]]:
     common = (*FLAGS, *flags)
     sizes = f"-DGPUREG_TILE_BYTES={what.tile_bytes}", f"-DGPUREG_ROW_BYTES={what.row_bytes}"
     jobs = [(*common, file) for file in (simulator, "launch.cc", "conversions.cc")]
-    for template, source in (("penalty_pass", "penalty.cu"), ("proximal_step", "proximal.cu")):
+    for template, source in compiler._FILES.items():
         kernels = [name for name in what.kernels if name.startswith(template)]
         checks = f"-DHOST_CUDA_LAYOUT={layout.assertions(layout.STRUCTURES[source])}"
         for start in range(0, len(kernels), _AT_ONCE):

@@ -16,7 +16,7 @@ from gpureg import arithmetic, backends
 from gpureg.arithmetic import Coefficients
 from gpureg.backends import Mode
 from gpureg.backends.numpy import backend as numpy_backend
-from gpureg.compiler import penalty_pass, proximal_step
+from gpureg.compiler import penalty_pass, proximal_step, statistics_pass
 from tests import helpers, reference
 from tests.helpers import DTYPES
 from tests.host_cuda import Build, Library
@@ -88,6 +88,14 @@ class StepCase(NamedTuple):
     seed: int = 0
 
 
+class StatisticsCase(NamedTuple):
+    """Statistics of tensors."""
+
+    tensors: Sequence[Tensor]
+    threshold: float
+    seed: int = 0
+
+
 # Comparison ----------------------------------------------------------------------------------------------------------
 
 
@@ -123,6 +131,16 @@ def check_steps(case: StepCase, host: HostBackend) -> None:
     memory.check()
     for found, wanted in zip(weights, expected, strict=True):
         _assert_same(found, wanted, "the weights", case)
+
+
+def check_statistics(case: StatisticsCase, host: HostBackend) -> None:
+    """Assert that statistics are those of the NumPy backend, to the bit."""
+    memory = Memory(guards=host.guards)
+    placed = [memory.place(tensor.weights, offset=tensor.offsets[0]) for tensor in case.tensors]
+    host.seed = case.seed
+    found, expected = (backend.statistics(placed, case.threshold) for backend in (host, numpy_backend))
+    memory.check()
+    _assert_same(np.array(found), np.array(expected), "the statistics", case)
 
 
 def _place(tensor: Tensor, mode: Mode, memory: Memory) -> Leaf:
@@ -171,11 +189,12 @@ def sizes_of(build: Build) -> Iterator[None]:
 
 
 class Calls(NamedTuple):
-    """So many random passes and proximal steps from a seed on: the modes, the dtypes, and about how many tiles."""
+    """So many random passes, steps and statistics from a seed on: the modes, the dtypes, and about how many tiles."""
 
     seed: int = 0
     passes: int = 0
     steps: int = 0
+    statistics: int = 0
     pairs: tuple[tuple[str, str], ...] = PAIRS
     modes: tuple[Mode, ...] = tuple(Mode)
     tiles: int = 5
@@ -190,7 +209,8 @@ class Calls(NamedTuple):
             for l1, l2 in terms
         ]
         moves = [proximal_step(weights) for weights, _ in self.pairs if self.steps]
-        return tuple(dict.fromkeys(passes + moves))
+        counts = [statistics_pass(weights) for weights, _ in self.pairs if self.statistics]
+        return tuple(dict.fromkeys(passes + moves + counts))
 
     def check(self, kernels: Library, *, guards: bool = True) -> None:
         """Make the calls and compare their bits."""
@@ -200,6 +220,8 @@ class Calls(NamedTuple):
                 check(draw(seed, self.pairs, self.modes, self.tiles), host)
             for seed in range(self.seed, self.seed + self.steps):
                 check_steps(draw_steps(seed, self.pairs), host)
+            for seed in range(self.seed, self.seed + self.statistics):
+                check_statistics(draw_statistics(seed, self.pairs, self.tiles), host)
 
 
 # Random calls --------------------------------------------------------------------------------------------------------
@@ -228,6 +250,17 @@ def draw_steps(seed: int, pairs: Sequence[tuple[str, str]]) -> StepCase:
     strength = _in_memory(rng, rng.choice((0.7, 0.0, 1e-50, 1e50)) if rng.random() < 0.4 else 1.0)
     skips = _in_memory(rng, rng.choice((1.0, 2.0, math.inf)) if rng.random() < 0.1 else 0.0)
     return StepCase(tensors, lengths if rng.random() < 0.7 else [common] * count, strength, skips, rng.randrange(2**40))
+
+
+def draw_statistics(seed: int, pairs: Sequence[tuple[str, str]], tiles: int) -> StatisticsCase:
+    """Return a random call for the statistics of tensors of these dtypes."""
+    rng = random.Random(seed)
+    of = rng.choice((_ORDINARY, _WILD))
+    count = rng.choice((1, 1, 1, 2, 3, 7, 20))
+    dtypes = [rng.choice(pairs)[0] for _ in range(count)]
+    tensors = [_tensor(rng, of, dtype, dtype, tiles if count < 5 else 1) for dtype in dtypes]
+    threshold = rng.choice((0.0, 0.03, 1e-3, 1.0, 5e-324, math.inf))
+    return StatisticsCase(tensors, threshold, rng.randrange(2**40))
 
 
 def _tensor(rng: random.Random, of: Range, dtype: str, into: str, tiles: int) -> Tensor:

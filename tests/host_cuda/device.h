@@ -107,6 +107,12 @@ inline double __shfl_xor_sync(unsigned mask, double value, int distance, int wid
   return host::shuffle({file, line}, mask, value, distance);
 }
 
+inline unsigned long long __shfl_xor_sync(unsigned mask, unsigned long long value, int distance, int width = 32,
+                                          const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  const double bits = host::bits_as<double>(value);
+  return host::bits_as<unsigned long long>(__shfl_xor_sync(mask, bits, distance, width, file, line));
+}
+
 // What a kernel tells the compiler must be so. All memory of the host is what the device calls global.
 #define __isGlobal(pointer) true
 #define __builtin_assume(condition) ((condition) ? static_cast<void>(0) : host::fail("not so: %s", #condition))
@@ -128,6 +134,19 @@ inline double __shfl_xor_sync(unsigned mask, double value, int distance, int wid
 #define __nv_atomic_load_n(from, order, scope) __atomic_load_n(from, HOST_CUDA_ORDER(order, scope))
 #define __nv_atomic_store_n(to, value, order, scope) __atomic_store_n(to, value, HOST_CUDA_ORDER(order, scope))
 #define __nv_atomic_fetch_add(at, value, order, scope) __atomic_fetch_add(at, value, HOST_CUDA_ORDER(order, scope))
+#define __nv_atomic_fetch_max(at, value, order, scope) host::fetch_max(at, value, HOST_CUDA_ORDER(order, scope))
+
+namespace host {
+
+template <class T>
+__forceinline__ T fetch_max(T* at, T value, int order) {
+  T found = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (found < value && !__atomic_compare_exchange_n(at, &found, value, true, order, __ATOMIC_RELAXED)) {
+  }
+  return found;
+}
+
+}  // namespace host
 
 __forceinline__ double __fma_rn(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
@@ -136,3 +155,5 @@ __forceinline__ float __uint_as_float(unsigned bits) { return host::bits_as<floa
 __forceinline__ unsigned __float_as_uint(float value) { return host::bits_as<unsigned>(value); }
 
 __forceinline__ double __longlong_as_double(long long bits) { return host::bits_as<double>(bits); }
+
+__forceinline__ long long __double_as_longlong(double value) { return host::bits_as<long long>(value); }

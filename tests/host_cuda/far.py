@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from gpureg import arithmetic, backends
 from gpureg.arithmetic import Coefficients
 from gpureg.backends import Mode
+from gpureg.backends.cuda_statistics import of_group
 from gpureg.backends.numpy import backend as numpy_backend
-from gpureg.compiler import penalty_pass, proximal_step
+from gpureg.compiler import penalty_pass, proximal_step, statistics_pass
+from gpureg.statistics import marks
 from tests.helpers import DTYPES, bits, content
 from tests.host_cuda import Library, layout
 from tests.passes import Leaf, run
@@ -97,10 +99,30 @@ def check_proximal(kernels: Library, weights: str, offset: int = 0) -> None:
     moved = far.reserve(weights, "weights", offset)
     expected = [moved[part].copy() for part in far.parts]
     for numbers in expected:
-        numpy_backend.proximal([backends.Leaf(numbers, COEFFICIENTS)], 0.1)
+        numpy_backend.proximal_plan([backends.Leaf(numbers, COEFFICIENTS)]).take([0.1])
     call = np.zeros((), layout.STEPS)
     call["single"] = moved.ctypes.data, far.size, COEFFICIENTS.l1, COEFFICIENTS.twice_l2, 0
     call["length"]["number"], call["strength"]["number"] = 0.1, 1.0
     kernels.launch(proximal_step(weights), far.tiles, call, blocks=far.blocks)
     for part, numbers in zip(far.parts, expected, strict=True):
         assert np.array_equal(bits(moved[part]), bits(numbers))
+
+
+def check_statistics(kernels: Library, weights: str, offset: int = 0) -> None:
+    """Assert the statistics of the groups of tiles that are run."""
+    group = kernels.build.row_bytes // 16
+    far = Far(weights, group)
+    w = far.reserve(weights, "NaN", offset)
+    known = marks(far.dtype, 0.03)
+    tile_sums, results = np.full((far.tiles, 2), np.nan), np.zeros(far.groups, layout.RESULT)
+    counters = np.zeros(far.groups, np.uint32)
+    call = np.zeros((), layout.PASS)
+    call["single"] = w.ctypes.data, far.size, 0, 0
+    call["infinity"], call["threshold"] = known.infinity, known.threshold
+    call["tile_sums"], call["counters"] = tile_sums.ctypes.data, counters.ctypes.data
+    call["groups"] = results.ctypes.data
+    kernels.launch(statistics_pass(weights), far.tiles, call, blocks=far.blocks)
+    assert not counters.any()
+    for part, expected in zip(far.parts, numpy_backend.statistics([w[part] for part in far.parts], 0.03), strict=True):
+        found = of_group(results[part.start // far.tile // group].tolist(), part.stop - part.start, known)
+        assert np.array_equal(bits(np.array(found)), bits(np.array(expected)))

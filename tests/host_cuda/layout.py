@@ -9,15 +9,31 @@ from typing import Any
 import numpy as np
 
 from gpureg.backends.cuda import CALL, FACTOR, PLACE, TENSOR
+from gpureg.backends.cuda_statistics import PASS, RESULT
+from gpureg.backends.cuda_statistics import TENSOR as PART
 from gpureg.backends.cuda_steps import STEP, STEPS
 
 SUMS = np.dtype([("abs", np.float64), ("squares", np.float64)], align=True)
 
-__all__ = ["CALL", "FACTOR", "PLACE", "STEP", "STEPS", "STRUCTURES", "SUMS", "TENSOR", "assertions"]
+__all__ = [
+    "CALL",
+    "FACTOR",
+    "PART",
+    "PASS",
+    "PLACE",
+    "RESULT",
+    "STEP",
+    "STEPS",
+    "STRUCTURES",
+    "SUMS",
+    "TENSOR",
+    "assertions",
+]
 
 STRUCTURES = {
     "penalty.cu": {"Sums": SUMS, "Tensor": TENSOR, "Place": PLACE, "Factor": FACTOR, "Call": CALL},
     "proximal.cu": {"Step": STEP, "Factor": FACTOR, "Steps": STEPS},
+    "statistics.cu": {"Sums": SUMS, "Tensor": PART, "Group": RESULT, "Pass": PASS},
 }
 """The structures by the file and the name they have there."""
 

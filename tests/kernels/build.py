@@ -19,7 +19,7 @@ from tests.kernels.inspect_code import Ptx, Sass, read_ptx, read_sass, table
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
-PREFIXES = {"penalty_pass": "penalty.cu", "proximal_step": "proximal.cu"}
+PREFIXES = {"penalty_pass": "penalty.cu", "proximal_step": "proximal.cu", "statistics_pass": "statistics.cu"}
 
 
 class Code(NamedTuple):

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from gpureg import libraries
 from gpureg.arithmetic import tile_size
 from gpureg.backends import cuda
+from gpureg.backends.cuda_statistics import RESULT, TENSOR
 from gpureg.backends.cuda_steps import STEP
 from tests.helpers import raw
 
@@ -170,7 +171,8 @@ class DeviceArray:
 
     def get(self) -> NDArray[Any]:
         """Wait for the device and return the contents."""
-        frame, waiting = sys._getframe(1), {cuda.CudaBackend.to_numpy.__code__}
+        frame, backend = sys._getframe(1), cuda.CudaBackend
+        waiting = {backend.to_numpy.__code__, backend.statistics.__code__}
         while frame.f_back:
             assert frame.f_globals["__name__"] != cuda.__name__ or frame.f_code in waiting, "waits for the GPU"
             frame = frame.f_back
@@ -339,6 +341,9 @@ def _check(touched: _Touched, name: str, grid: int, argument: np.void) -> None:
     if kernel == "proximal_step":
         _check_steps(touched, given, grid, item)
         return
+    if kernel == "statistics_pass":
+        _check_statistics(touched, given, grid, item)
+        return
     count, groups, launched, blocks = (int(given[key]) for key in ("count", "groups", "launched", "blocks"))
     large = int(given["large"])
     records, places = np.array([given["single"]]), np.array([given["place"]])
@@ -403,6 +408,29 @@ def _check_steps(touched: _Touched, given: dict[str, Any], grid: int, item: int)
     tiles = -(-records["size"].astype(np.int64) // tile_size(item))
     assert np.array_equal(owners, np.repeat(np.arange(len(records)), tiles))
     assert np.array_equal(records["first_tile"], np.cumsum(tiles) - tiles)
+
+
+def _check_statistics(touched: _Touched, given: dict[str, Any], grid: int, item: int) -> None:
+    """Assert the same of a pass for statistics."""
+    records, owners = np.array([given["single"]]), np.zeros(grid, np.int64)
+    if given["tensors"]:
+        touched.check("tensor_of", given["tensor_of"], 4 * grid, 4)
+        owners = touched.cupy.read(int(given["tensor_of"]), grid, np.uint32).astype(np.int64)
+        count = int(owners[-1]) + 1
+        touched.check("tensors", given["tensors"], count * TENSOR.itemsize, 8)
+        records = touched.cupy.read(int(given["tensors"]), count, TENSOR)
+    touched.check("weights", records["weights"], records["size"] * np.uint64(item), item)
+    tiles = -(-records["size"].astype(np.int64) // tile_size(item))
+    assert np.array_equal(owners, np.repeat(np.arange(len(records)), tiles))
+    assert np.array_equal(records["first_tile"], np.cumsum(tiles) - tiles)
+    # Of a call, which other launches share: the records lie in the order of the arrays.
+    stops = records["first_group"] - (-tiles // cuda.GROUP)
+    assert np.all(stops[:-1] <= records["first_group"][1:])
+    groups = int(stops[-1])
+    for what, length, size in [("tile_sums", grid, 16), ("counters", groups, 4), ("groups", groups, RESULT.itemsize)]:
+        touched.check_own(what, int(given[what]), length, min(size, 8))
+    zeros = touched.cupy.read(int(given["groups"]), groups, RESULT)[records["first_group"]]
+    assert not zeros.view(np.uint8).any(), "results that are not zero before the launch"
 
 
 def on_device(cupy: FakeCupy, array: NDArray[Any]) -> DeviceArray:

@@ -7,7 +7,7 @@ registers.
 
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from gpureg.backends import Mode
 from gpureg.backends.cuda import CALL, THREADS
+from gpureg.backends.cuda_statistics import PASS
 
 REGISTERS = 65536
 """Registers of a multiprocessor, of any architecture gpureg is compiled for."""
@@ -55,6 +56,8 @@ class Kernel(NamedTuple):
         template, *parameters = re.findall(r"\w+", name)
         if template == "proximal_step":
             return cls(template, parameters[0], parameters[0], None, squares=False)
+        if template == "statistics_pass":
+            return cls(template, parameters[0], parameters[0], Mode.VALUE, squares=True)
         weights, gradient, mode, _, squares = parameters
         return cls(template, weights, gradient, Mode[mode], squares == "true")
 
@@ -176,17 +179,11 @@ class Ptx:
             return None
         return start + sum(map(int, rest))
 
-    def comes_from(self, instruction: PtxInstruction, fields: Iterable[str]) -> set[str]:
-        """Return which of these fields of the call its address was computed from."""
+    def comes_from(self, instruction: PtxInstruction, fields: Mapping[str, int]) -> set[str]:
+        """Return which of these fields of the argument, given where they lie, its address was computed from."""
         address = next(operand for operand in instruction.operands if operand.startswith("["))
         found = set[int]().union(*(self.origins.get(register, set()) for register in re.findall(r"%\w+", address)))
-        return {field for field in fields if offset_of(field) in found}
-
-
-def offset_of(field: str) -> int:
-    """Return where a field of the call lies in the argument of penalty_pass."""
-    assert CALL.fields is not None
-    return int(CALL.fields[field][1])
+        return {field for field, offset in fields.items() if offset in found}
 
 
 def read_ptx(text: str) -> dict[str, Ptx]:
@@ -199,8 +196,26 @@ def read_ptx(text: str) -> dict[str, Ptx]:
 CONVERSIONS = {"cvt.f32.f16", "cvt.f64.f32", "cvt.rn.f16.f32", "cvt.rn.f32.f64"}
 """The conversions of floating-point numbers that kernels may make: exact ones, and those to nearest even."""
 
-SCRATCH = ("tile_sums", "group_sums", "penalties")
-LEVELS = len(SCRATCH)
+ARGUMENTS = {"penalty_pass": CALL, "statistics_pass": PASS}
+"""The arguments of the kernels that add."""
+
+SCRATCH = {"penalty_pass": ("tile_sums", "group_sums", "penalties"), "statistics_pass": ("tile_sums",)}
+"""Their sums that blocks share, at each level."""
+
+COUNTERS = dict.fromkeys(ARGUMENTS, ("counters",))
+"""Where they take tickets."""
+
+COUNTS = {"penalty_pass": (), "statistics_pass": ("groups",)}
+"""Where they count: integers, for which any order of atomics gives the same."""
+
+
+def offsets(kernel: Kernel, table: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
+    """Return where fields of a kernel's argument lie; none, if it adds nothing."""
+    if not kernel.adds:
+        return {}
+    known = ARGUMENTS[kernel.template].fields
+    assert known is not None
+    return {field: int(known[field][1]) for field in table[kernel.template]}
 
 
 def ptx_faults(name: str, ptx: Ptx) -> list[str]:
@@ -265,26 +280,32 @@ def _shuffle_faults(kernel: Kernel, ptx: Ptx) -> Iterator[str]:
 
 def _order_faults(kernel: Kernel, ptx: Ptx) -> Iterator[str]:
     """Yield tickets and reads of other blocks' sums that are not ordered by one acquire-release atomic a level."""
-    tickets = ptx.matching(r"^(atom|red)\.")
+    scratch, counters, counted = (offsets(kernel, table) for table in (SCRATCH, COUNTERS, COUNTS))
+    atomics = ptx.matching(r"^(atom|red)\.")
+    counts = [atomic for atomic in atomics if ptx.comes_from(atomic, counted)]
+    for count in counts:
+        if not {"relaxed", "gpu", "u64"} <= set(count.opcode.split(".")):
+            yield f"count: {count}"
+    tickets = [atomic for atomic in atomics if atomic not in counts]
     for ticket in tickets:
         ordered = {"add", "acq_rel", "gpu", "u32"} <= set(ticket.opcode.split("."))
-        if not ordered or not ptx.comes_from(ticket, ["counters"]):
+        if not ordered or not ptx.comes_from(ticket, counters):
             yield f"ticket: {ticket}"
-    if len(tickets) != (LEVELS if kernel.adds else 0):
-        yield f"ticket: {len(tickets)} atomics, not one for each of {LEVELS} levels"
+    if len(tickets) != len(scratch):
+        yield f"ticket: {len(tickets)} atomics, not one for each of {len(scratch)} levels"
     for found in ptx.matching(r"^(membar|fence)"):
         yield f"ticket: a fence beside it: {found}"
     for found in ptx.matching(r"^ld\..*\bnc\b"):
         yield f"partial sums: {found} is not coherent"
     read = set()
     for load in ptx.matching(r"^ld\.(?!param|shared)"):
-        fields = ptx.comes_from(load, SCRATCH)
+        fields = ptx.comes_from(load, scratch | counted)
         relaxed = load.opcode.startswith("ld.relaxed.gpu.")
         if relaxed:
             read |= fields
         if bool(fields) != relaxed:
             yield f"partial sums: {load} of {sorted(fields) or 'nothing that blocks share'}"
-    if read != (set(SCRATCH) if kernel.adds else set()):
+    if read != set(scratch):
         yield f"partial sums: relaxed loads of {sorted(read)} alone"
 
 

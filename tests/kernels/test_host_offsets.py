@@ -29,6 +29,12 @@ def test_a_proximal_step_beyond_two_to_the_32_elements(dtype: str, offset: int) 
     far.check_proximal(library(), dtype, offset)
 
 
+@OFFSETS
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_statistics_beyond_two_to_the_32_elements(dtype: str, offset: int) -> None:
+    far.check_statistics(library(), dtype, offset)
+
+
 # Words ---------------------------------------------------------------------------------------------------------------
 
 BOTH = Coefficients(l1=0.1, l2=0.3, twice_l2=0.6)
@@ -68,8 +74,20 @@ def check_words_of_step(kernels: Library, dtype: str) -> None:
     whole = TILES * arithmetic.tile_size(itemsize)
     for rest, past in product((0, 5), (0, 16, itemsize)):
         leaf = backends.Leaf(placed(dtype, whole + rest, past), BOTH)
-        HostBackend(kernels).proximal([leaf], 0.1)
+        HostBackend(kernels).proximal_plan([leaf]).take([0.1])
         assert kernels.vectors() == {16: 0 if past % 16 else 2 * whole * itemsize // 16, 8: 0}, (rest, past)
+
+
+def check_words_of_statistics(kernels: Library, dtype: str) -> None:
+    """Assert the same of statistics, over one tensor and a table; what is NaN or infinite is read once more, not so."""
+    itemsize = DTYPES[dtype].itemsize
+    whole = TILES * arithmetic.tile_size(itemsize)
+    for seed, rest, past in product((0, 1), (0, 5), (0, 16, itemsize)):
+        weights = placed(dtype, whole + rest, past)
+        for _ in range(2):
+            HostBackend(kernels, seed=seed).statistics([weights], 0.1)
+            assert kernels.vectors() == {16: 0 if past % 16 else whole * itemsize // 16, 8: 0}, (seed, rest, past)
+            weights[::7] = np.nan
 
 
 @pytest.mark.parametrize("mode", Mode, ids=lambda mode: mode.name)
@@ -81,3 +99,8 @@ def test_a_pass_moves_whole_tiles_in_words(weights: str, into: str, mode: Mode) 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_proximal_step_moves_whole_tiles_in_words(dtype: str) -> None:
     check_words_of_step(library(), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_statistics_read_whole_tiles_in_words(dtype: str) -> None:
+    check_words_of_statistics(library(), dtype)

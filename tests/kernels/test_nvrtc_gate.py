@@ -10,15 +10,15 @@ import pytest
 
 from gpureg import compiler
 from gpureg.backends import Mode
-from gpureg.compiler import KERNELS, OPTIONS, CompilerError, penalty_pass, proximal_step
-from tests.kernels.build import ARCHITECTURES, build, build_all
+from gpureg.compiler import KERNELS, OPTIONS, CompilerError, penalty_pass, proximal_step, statistics_pass
+from tests.kernels.build import ARCHITECTURES, PREFIXES, build, build_all
 from tests.kernels.inspect_code import ptx_faults
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_keeps_its_promises(architecture: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     programs = build_all(architecture, tmp_path_factory)
-    assert [compiled.program.log for compiled in programs] == ["", ""]
+    assert [compiled.program.log for compiled in programs] == [""] * len(PREFIXES)
     kernels = {name: ptx for compiled in programs for name, ptx in compiled.ptx().items()}
     assert kernels.keys() == set(KERNELS)
     assert {name: faults for name, ptx in kernels.items() if (faults := ptx_faults(name, ptx))} == {}
@@ -26,6 +26,7 @@ def test_every_kernel_keeps_its_promises(architecture: str, tmp_path_factory: py
 
 SUMS = penalty_pass("float32", "float32", Mode.VALUE, l1=True, l2=True)
 GRADIENT = penalty_pass("float32", "float32", Mode.GRADIENT, l1=True, l2=True)
+STATISTICS = statistics_pass("float32")
 HALF = penalty_pass("float16", "float16", Mode.ACCUMULATE, l1=True, l2=True)
 
 
@@ -50,6 +51,7 @@ CONTRACTED = option("--fmad=false", "--fmad=true")
 FETCH_ADD = "__nv_atomic_fetch_add(counter, parts, __NV_ATOMIC_ACQ_REL, __NV_THREAD_SCOPE_DEVICE)"
 RELAXED_LOAD = """__longlong_as_double(__nv_atomic_load_n(
       reinterpret_cast<long long*>(from), __NV_ATOMIC_RELAXED, __NV_THREAD_SCOPE_DEVICE))"""
+COUNT = """if (count) __nv_atomic_fetch_add(places[i], count, __NV_ATOMIC_RELAXED, __NV_THREAD_SCOPE_DEVICE);"""
 LOADED = "load_relaxed(sums + i)"
 TO_HALF, OF_HALF = "cvt.rn.f16.f32 %0", "cvt.f32.f16 %0"
 INSTRUCTION = 'asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));'
@@ -110,6 +112,23 @@ PLANTS = {
     "partial sums of a block": Plant(
         SUMS, "partial sums", "tree.cuh", "__NV_ATOMIC_RELAXED, __NV_THREAD_SCOPE_DEVICE))",
         "__NV_ATOMIC_RELAXED, __NV_THREAD_SCOPE_BLOCK))",
+    ),
+    "a count that is no atomic": Plant(
+        STATISTICS, "partial sums: ld.global", "statistics.cu", COUNT, "if (count) *places[i] += count;"
+    ),
+    "a count of a block": Plant(
+        STATISTICS, "count", "statistics.cu", COUNT, COUNT.replace("SCOPE_DEVICE", "SCOPE_BLOCK")
+    ),
+    "a count with a fence": Plant(STATISTICS, "count", "statistics.cu", COUNT, COUNT.replace("RELAXED", "ACQ_REL")),
+    "half a warp counts": Plant(
+        STATISTICS, "shuffle mask", "statistics.cu", "0xffffffffu, counts", "0xffffu, counts"
+    ),
+    "fused squares of float64, statistics": Plant(
+        statistics_pass("float64"), "contraction", "statistics.cu", "sizeof(Weight) < 8 ? __fma_rn", "true ? __fma_rn"
+    ),
+    "groups without a ticket": Plant(
+        STATISTICS, "ticket: 0 atomics", "statistics.cu",
+        "if (!is_last(call.counters + index, 1, members, shared)) return;", "if (tile != first) return;",
     ),
     "an array in local memory": Plant(
         SUMS, "local memory", "penalty.cu", "return {abs[0],", "return {abs[threadIdx.x % COUNT],"

@@ -11,7 +11,7 @@ import pytest
 
 from gpureg import compiler
 from gpureg.backends import Mode
-from gpureg.compiler import KERNELS, penalty_pass, proximal_step
+from gpureg.compiler import KERNELS, penalty_pass, proximal_step, statistics_pass
 from tests.kernels.build import ARCHITECTURES, PREFIXES, Compiled, build, build_all
 from tests.kernels.inspect_code import (
     IN_FLIGHT,
@@ -93,6 +93,15 @@ PLANTS = {
     "one load at a time": Plant(VALUE, "in flight", "penalty.cu", r"(?<=ROWS_AT_A_TIME = )[^;]*", "1"),
     "one load at a time, proximal": Plant(
         proximal_step("float32"), "in flight", "proximal.cu", r"(?<=ROWS_AT_A_TIME = )[^;]*", "1"
+    ),
+    "one load at a time, statistics": Plant(
+        statistics_pass("float32"), "in flight", "statistics.cu", r"(?<=ROWS_AT_A_TIME = )[^;]*", "1"
+    ),
+    "too little in flight, statistics": Plant(
+        statistics_pass("float16"), "in flight", "statistics.cu", r"(?<=ROWS_AT_A_TIME = )[^;]*", "2"
+    ),
+    "any memory, statistics": Plant(
+        statistics_pass("float64"), "words", "statistics.cu", r"__builtin_assume\(__isGlobal\(\w+\)\);", ";"
     ),
     "too little in flight": Plant(NARROW, "in flight", "penalty.cu", r"(?<=ROWS_AT_A_TIME = )[^;]*", "4"),
     "less in flight than before": Plant(

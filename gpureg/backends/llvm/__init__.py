@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpureg import arithmetic, threads
-from gpureg.arithmetic import TILE_BYTES
+from gpureg.arithmetic import TILE_BYTES, Coefficients
 from gpureg.backends import Leaf, Mode, ModePlan, Plan, Scalar, Values
-from gpureg.backends.numpy import Buffers, Elements, NumpyBackend
+from gpureg.backends.numpy import Buffers, Elements, NumpyBackend, NumpySteps
+from gpureg.statistics import Statistics
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -28,8 +29,11 @@ Ints = NDArray[np.int64]
 PIECE_TILES = 32
 """Tiles of a piece at most, 1 MiB: an aligned group of them, and so a subtree of its tensor's sum.
 
-It is 30 microseconds of work, about what it costs to wake a thread.
+It is 30 to 50 microseconds of work, about what it takes to wake a thread.
 """
+
+WORTH_THREADS = 8 * PIECE_TILES
+"""Tiles from which on other threads are worth waking: the others begin when an eighth of the work is done."""
 
 UNITS = 8
 """Units of work for each thread, so that one which is held up keeps the others waiting for little."""
@@ -53,9 +57,12 @@ class LlvmBackend(NumpyBackend):
                 return SmallPlan(leaves[0])
         return LlvmPlan(leaves)
 
-    def proximal(self, leaves: Sequence[Leaf], step: Scalar) -> None:  # noqa: D102
-        for leaf in leaves:
-            _proximal(leaf, float(step))
+    def proximal_plan(self, leaves: Sequence[Leaf]) -> NumpySteps:  # noqa: D102
+        return NumpySteps(leaves, _proximal)
+
+    def statistics(self, arrays: Sequence[Array], threshold: float) -> list[Statistics]:  # noqa: D102
+        made: list[Statistics] = import_module("gpureg.backends.llvm.statistics").statistics(arrays, threshold)
+        return made
 
 
 backend = LlvmBackend()
@@ -160,7 +167,7 @@ class SmallPlan(ModePlan):
         tile = TILE_BYTES // weights.itemsize
         piece = kernels.sums_address(weights.dtype), kernel, _address(weights), target, weights.size, tile
         memory = _SmallMemory()
-        rule, factors = self._leaf.coefficients, (mode.value, every_sum, strength, upstream, divisor)
+        rule, factors = self._leaf.coefficients, (mode, every_sum, strength, upstream, divisor)
         _SMALL.pack_into(memory, 0, *piece, target_itemsize, 0, *rule, *factors)
         kernels.take_small().call(ctypes.addressof(memory))
         total, rounded, *sums, penalty = memory[16:]
@@ -201,28 +208,7 @@ class LlvmPlan(ModePlan):
         arrays = [leaf.weights for leaf in leaves]
         self._axes = [arithmetic.memory_order(array) for array in arrays]
         self._rules = np.array([tuple(leaf.coefficients) for leaf in leaves], kernels.RULE)
-
-        sizes = np.array([array.size for array in arrays], np.int64)
-        itemsizes = np.array([array.itemsize for array in arrays], np.int64)
-        tiles = TILE_BYTES // itemsizes
-        counts = -(-sizes // (PIECE_TILES * tiles))
-        self._firsts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        owners = np.repeat(np.arange(sizes.size), counts)
-        lengths = PIECE_TILES * tiles[owners]
-        starts = (np.arange(owners.size) - self._firsts[owners]) * lengths
-
-        pieces = np.zeros(owners.size, kernels.PIECE)
-        pieces["sums"] = np.array([kernels.sums_address(array.dtype) for array in arrays], np.int64)[owners]
-        pieces["weights"] = np.array(list(map(_address, arrays)), np.int64)[owners] + starts * itemsizes[owners]
-        pieces["size"] = np.minimum(lengths, sizes[owners] - starts)
-        pieces["tile"] = tiles[owners]
-        pieces["tensor"] = owners
-        scattered: dict[int, _Scattered] = {
-            index: (Elements(array, axes, array.dtype), None)
-            for index, (array, axes) in enumerate(zip(arrays, self._axes, strict=True))
-            if not array.transpose(axes).flags.c_contiguous
-        }
-        self._table = _Table(pieces, starts, scattered)
+        self._table, self._firsts = _cut(arrays, self._axes, [kernels.sums_address(array.dtype) for array in arrays])
 
     def bind(self, gradients: Sequence[Array]) -> "_Table":  # noqa: D102
         address_of, kernels, scattered = _kernels().gradient_address, [], {}
@@ -245,6 +231,31 @@ class LlvmPlan(ModePlan):
     ) -> Values:
         made = _Pass(gradients or self._table, mode, self._rules, self._firsts, strength, upstream, divisor, every_sum)
         return _Values(_total(*made.run(), dtype), made.each, made.sums if every_sum else None)
+
+
+def _cut(arrays: Sequence[Array], axes: Sequence[tuple[int, ...]], kernels: Sequence[int]) -> "tuple[_Table, Ints]":
+    """Return tensors cut into pieces, each summed by a kernel, and where the pieces of each begin, and all end."""
+    sizes = np.array([array.size for array in arrays], np.int64)
+    itemsizes = np.array([array.itemsize for array in arrays], np.int64)
+    tiles = TILE_BYTES // itemsizes
+    counts = -(-sizes // (PIECE_TILES * tiles))
+    firsts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    owners = np.repeat(np.arange(sizes.size), counts)
+    lengths = PIECE_TILES * tiles[owners]
+    starts = (np.arange(owners.size) - firsts[owners]) * lengths
+
+    pieces = np.zeros(owners.size, _kernels().PIECE)
+    pieces["sums"] = np.array(kernels, np.int64)[owners]
+    pieces["weights"] = np.array(list(map(_address, arrays)), np.int64)[owners] + starts * itemsizes[owners]
+    pieces["size"] = np.minimum(lengths, sizes[owners] - starts)
+    pieces["tile"] = tiles[owners]
+    pieces["tensor"] = owners
+    scattered: dict[int, _Scattered] = {
+        index: (Elements(array, order, array.dtype), None)
+        for index, (array, order) in enumerate(zip(arrays, axes, strict=True))
+        if not array.transpose(order).flags.c_contiguous
+    }
+    return _Table(pieces, starts, scattered), firsts
 
 
 class _Table:
@@ -295,14 +306,15 @@ class _Table:
         """
         count, number = self.pieces.size, threads.get_num_threads()
         work = int(self._ends[-1]) if count else 0
-        parts = min(work // (PIECE_TILES * TILE_BYTES), UNITS * number) if number > 1 else 1
-        if parts <= 1 and not self.scattered:
+        worth_threads = number > 1 and work >= WORTH_THREADS * TILE_BYTES
+        if not worth_threads and not self.scattered:
             return [(0, count)], False
+        parts = min(work // (PIECE_TILES * TILE_BYTES), UNITS * number) if worth_threads else 1
         cuts = {0, count, *np.searchsorted(self._ends, [work * part // parts for part in range(1, parts)]).tolist()}
         if self.scattered:
             alone = np.flatnonzero(np.isin(self.pieces["tensor"], list(self.scattered)))
             cuts.update(alone.tolist(), (alone + 1).tolist())
-        return list(itertools.pairwise(sorted(cuts))), parts > 1
+        return list(itertools.pairwise(sorted(cuts))), worth_threads
 
 
 _PASS = struct.Struct("=9q5d")
@@ -329,7 +341,7 @@ class _Pass:
         self.sums = memory[room : room + 2 * tensors].reshape(tensors, 2)
         self.each = memory[room + 2 * tensors :]
         self._totals = _address(memory)
-        self._first = _address(rules), _address(firsts), tensors, mode.value, every_sum
+        self._first = _address(rules), _address(firsts), tensors, mode, every_sum
         sums = self._totals + 8 * room
         self._last = sums, sums + 16 * tensors, strength, upstream, divisor, 0.0, 0.0
 
@@ -378,9 +390,9 @@ class _Pass:
 # Proximal steps ------------------------------------------------------------------------------------------------------
 
 
-def _proximal(leaf: Leaf, step: float) -> None:
+def _proximal(weights: Array, coefficients: Coefficients, step: float) -> None:
     """Take the proximal step on a tensor's weights."""
-    weights, (l1, _, twice_l2) = leaf.weights, leaf.coefficients
+    l1, _, twice_l2 = coefficients
     kernel = _kernels().step(weights.dtype)
     elements = Elements(weights, arithmetic.memory_order(weights), weights.dtype)
     length = PIECE_TILES * arithmetic.tile_size(weights.itemsize)
