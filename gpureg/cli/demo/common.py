@@ -1,24 +1,14 @@
-"""What the acts of the demonstration share: tables of plain text, and files that are whole or not there."""
+"""What the acts of the demonstration share: what must be installed, and tables of plain text."""
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib import import_module
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Sequence
+from typing import Any
 
-
-class UsageError(Exception):
-    """What was asked for cannot be done here; the message is one line for the user, and the exit status is 2."""
+from gpureg.cli.common import require
 
 
 def require_extra() -> None:
     """Make sure that the packages of the extra `demo` can be imported, before time is spent on what needs them."""
-    for module, package in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib"), ("rich", "rich")):
-        try:
-            import_module(module)
-        except ImportError as error:
-            raise UsageError(f"{package} cannot be imported ({error}); run: pip install 'gpureg[demo]'") from error
+    require("demo", sklearn="scikit-learn", matplotlib="matplotlib", rich="rich")
 
 
 def to_host(array: Any) -> Any:
@@ -51,31 +41,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1
     ]
     lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
     return "\n".join(lines)
-
-
-def check_writable(path: Path) -> None:
-    """Refuse a path that no file can be written to, before the work whose result goes there."""
-    folder = path.resolve().parent
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; expected the name of a file")
-    if not folder.is_dir():
-        raise UsageError(f"{path} cannot be written: there is no folder {folder}")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"{path} cannot be written: the folder {folder} is read-only")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes `path`'s place once it is whole; if anything fails, or on Ctrl-C, nothing has changed."""
-    path = path.resolve()
-    if path.exists() and not path.is_file():  # /dev/stdout or a pipe: nothing to replace
-        with path.open("wb") as file:
-            yield file
-        return
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gpureg
+from gpureg.cli.common import replacing
 from gpureg.cli.demo import digits, picture
-from gpureg.cli.demo.common import replacing, strength_text, table, to_host
+from gpureg.cli.demo.common import strength_text, table, to_host
 
 FORMS: dict[str, type[gpureg.HalvedL2] | type[gpureg.L1]] = {"HalvedL2": gpureg.HalvedL2, "L1": gpureg.L1}
 """The penalties that are compared: `strength * sum w*w / 2` and `strength * sum|w|`."""

@@ -16,7 +16,8 @@ import numpy as np
 
 import gpureg
 from gpureg import samples
-from gpureg.cli.demo.common import UsageError, table, to_host
+from gpureg.cli.common import UsageError
+from gpureg.cli.demo.common import table, to_host
 
 SIZE = 2**26
 """Elements of the tensor: 256 MiB of float32, far more than any cache holds."""
