@@ -4,12 +4,20 @@ import os
 from typing import Any
 
 import numpy as np
+import pytest
 
 import gpureg
 from bench.inputs import cache_bytes, core_count
 from bench.model_contenders import PEERS
 
 collect_ignore = ["host_work.py"]  # has no examples, and cannot be imported without CuPy
+if PEERS["torch"] is None:
+    collect_ignore.append("test_torch.py")  # is about PyTorch alone
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pass what torch.compile itself does that PyTorch will not have for long."""
+    config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.* is deprecated:DeprecationWarning")
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:

@@ -105,8 +105,10 @@ def plan(*, quick: bool) -> list[Planned]:
     table, larger, rest = singles[: len(MODES)], singles[len(MODES) : 5 * len(MODES)], singles[5 * len(MODES) :]
     beyond = _known(Case(mode, dtype, BEYOND) for dtype in ("bfloat16", "float32") for mode in (MODES[2], MODES[4]))
     compiled = _known(Case(mode, dtype, 2**26) for dtype, modes in COMPILED.items() for mode in modes)
-    first: list[Sequence[AnyCase]] = [table, models[:4], larger, models[4:], rest, beyond]
-    last: list[Sequence[AnyCase]] = [compiled, [case for case in models if case.model == "gpt2"]]
+    steps = gpu_models.STEPS
+    first: list[Sequence[AnyCase]] = [table, models[:4], steps, larger, models[4:], rest, beyond]
+    again = [case for case in models if case.model == "gpt2"]
+    last: list[Sequence[AnyCase]] = [compiled, again, [case for case in steps if case.step == "gradient"]]
     return [
         *(Planned(case, compiled=False) for cases in first for case in cases),
         *(Planned(case, compiled=True) for cases in last for case in cases),
@@ -134,7 +136,12 @@ class Run:
 
     def __init__(self, facts: gpu_environment.Facts, output: Path, said: dict[str, Any] | None = None) -> None:
         self._facts, self._output = facts, output
-        self._said = said or {"columns": COLUMNS, "model_columns": MODEL_COLUMNS, "legend": LEGEND}
+        self._said = said or {
+            "columns": COLUMNS,
+            "model_columns": MODEL_COLUMNS,
+            "torch_columns": report.TORCH_COLUMNS,
+            "legend": LEGEND,
+        }
         self._measured: dict[AnyCase, tuple[Sequence[Any], Race]] = {}
         self.left_out: dict[str, str] = {}
         self.missing: dict[str, str] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import checks, gpu_contenders, gpu_inputs, gpu_peers, gpu_race, torch_contenders
+from bench import checks, gpu_contenders, gpu_inputs, gpu_peers, gpu_race, torch_contenders, torch_steps
 from bench.gpu_checks import PART, START
 from bench.gpu_inputs import Arrays, Tensors, cp
 from bench.gpu_race import Race, Runs
@@ -32,6 +32,13 @@ CASES = tuple(
     for adds in (True, False)
 )
 """The most telling ones first."""
+
+STEPS = tuple(
+    torch_steps.Case(case.model, step=case.step, limit_bytes=LIMIT_BYTES)
+    for case in torch_steps.CASES
+    if torch_contenders.torch is not None
+)
+"""PyTorch's training steps, where it is installed."""
 
 
 def needed_bytes(case: Case) -> int:
@@ -136,6 +143,9 @@ def place(*, compiled: bool) -> Place:
 def contenders(case: Case, *, compiled: bool) -> Iterator[Contender]:
     """Yield all that run in a case."""
     here = place(compiled=compiled)
+    if isinstance(case, torch_steps.Case):
+        yield from torch_steps.field(case, here, compiled=compiled)
+        return
     for number, each in enumerate(field(case, here)):
         yield each
         if number == 0:

@@ -1,4 +1,4 @@
-"""What need not be installed and takes part on a GPU where it is: cuTENSOR through cupyx, cuda.compute, and JAX."""
+"""What need not be installed and takes part on a GPU where it is: cuTENSOR through cupyx, cuda.compute, JAX, apex."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ from bench.jax_contenders import JitRun
 
 def absent() -> dict[str, str]:
     """Return which of them do not take part."""
-    found = {"cuTENSOR through cupyx": cutensor(), "cuda.compute": cuda_compute(), "JAX": jax()}
+    found = {"cuTENSOR through cupyx": cutensor(), "cuda.compute": cuda_compute(), "JAX": jax(), "apex": apex()}
     return {name: "not installed, or not for a GPU" for name, module in found.items() if module is None}
 
 
@@ -39,6 +39,13 @@ def cuda_compute() -> Any:
     """Return `cuda.compute`, the parallel algorithms of cuda-cccl, None without it."""
     module = _module("cuda.compute")
     return module if hasattr(module, "reduce_into") else None
+
+
+@functools.cache
+def apex() -> Any:
+    """Return the optimizers of NVIDIA's apex for PyTorch, None without it."""
+    module = _module("apex.optimizers")
+    return module if hasattr(module, "FusedSGD") else None
 
 
 @functools.cache

@@ -7,8 +7,8 @@
     python bench/report.py bench/results/NAME.json --check README.md  exit with 1 if another table is there
 
 The markers are `<!-- bench:begin NAME -->` and `<!-- bench:end -->`, NAME being the report's file name without `.json`.
-Those of the table of whole models are `<!-- bench:models NAME -->` and `<!-- bench:end -->`; a README has either table
-or both.
+Those of the table of whole models are `<!-- bench:models NAME -->` and `<!-- bench:end -->`, and of that of PyTorch's
+training steps `<!-- bench:torch NAME -->`; a README has any of the tables.
 
 A report of `bench/gpu_check.py` has the same form: it is committed as it is, and drawn from likewise.
 
@@ -36,7 +36,7 @@ PERCENTILES = {"min": 0, "p10": 10, "median": 50, "p90": 90, "max": 100}
 LEGEND = {
     "mode": "value: the penalty; value and gradient: both, the gradient stored; "
     "value, gradient added: the penalty, and the gradient added to one that is there; weight decay: of all weights "
-    "but biases, normalisations and vectors",
+    "but biases, normalisations and vectors; training step: over all parameters of a PyTorch model",
     "model": "of a whole model, scaled to the memory: its name; each tensor is under L2",
     "tensors": "how many tensors of the model are penalised",
     "contender": "the code, for weights w, a gradient g and a scratch array s; NumPy's expressions on 16-bit weights "
@@ -89,6 +89,22 @@ MODEL_COLUMNS: Columns = {
 }
 """The same of the table of whole models."""
 
+STEP = "training step: "
+"""How the modes of the table of PyTorch's training steps begin."""
+
+TORCH_COLUMNS: Columns = {
+    "gpureg, attached": {"role": "gpureg"},
+    "gpureg, in the loss": {"role": "other", "contender": ["gpureg.torch.Penalty"]},
+    "autograd": {"role": "other", "contender": ["torch autograd: "]},
+    "torch.compile": {"role": "other", "contender": ["torch.compile of"]},
+    "foreach, by hand": {"role": "other", "contender": ["torch foreach: "]},
+    "weight_decay, fused": {"role": "other", "contender": ["weight_decay=decay, fused"]},
+    "weight_decay, foreach": {"role": "other", "contender": ["weight_decay=decay, foreach"]},
+    "apex": {"role": "other", "contender": ["apex."]},
+    "memory limit": {"role": "limit"},
+}
+"""The same of the table of PyTorch's training steps."""
+
 PEERS = {"torch": "PyTorch", "jax": "JAX"}
 """What takes part where it is installed, by the name of its version."""
 
@@ -136,6 +152,7 @@ def summarise(raw: Any) -> Report:
         "uncommitted_changes": bool(_get(raw, "commit_info", "dirty")),
         "columns": COLUMNS,
         "model_columns": MODEL_COLUMNS,
+        "torch_columns": TORCH_COLUMNS,
         "legend": LEGEND,
         "entries": [entry for pairs in comparisons.values() for entry in _compared(pairs)],
     }
@@ -259,7 +276,7 @@ def load(path: Path) -> Report:
         raise ReportError(f"schema is {report['schema']!r}, expected {SCHEMA}; make the report again from raw data")
     for keys in NEEDED:
         _get(report, *keys)
-    for columns in ("columns", "model_columns"):
+    for columns in ("columns", "model_columns", "torch_columns"):
         for label in report.get(columns, ()):
             _get(report, columns, label, "role")
     for number, entry in enumerate(_get(report, "entries")):
@@ -283,10 +300,11 @@ def read_json(path: Path) -> Any:
 
 def tables(report: Report, name: str) -> dict[str, str]:
     """Return the tables that a report has entries for, in Markdown, by the first word of their markers."""
-    whole_models = [entry for entry in report["entries"] if "model" in entry]
+    whole_models, steps = _of_models(report)
     return {
-        **({"begin": table(report, name)} if len(whole_models) < len(report["entries"]) or not whole_models else {}),
+        **({"begin": table(report, name)} if _single(report) or not (whole_models or steps) else {}),
         **({"models": model_table(report, name)} if whole_models else {}),
+        **({"torch": torch_table(report, name)} if steps else {}),
     }
 
 
@@ -314,20 +332,45 @@ def table(report: Report, name: str) -> str:
 
 def model_table(report: Report, name: str) -> str:
     """Return the table of whole models, with what it was measured on and what took no part."""
-    entries = [entry for entry in report["entries"] if "model" in entry]
+    entries, _ = _of_models(report)
     columns = columns_of(report, entries, report.get("model_columns", MODEL_COLUMNS))
+    missing = [label for version, label in PEERS.items() if report["versions"].get(version) is None]
+    told = [f"Not installed: {' and '.join(missing)}."] if missing else []
+    return _table_of_models(report, name, f"whole models, {entries[0]['dtype']}, L2", entries, columns, told)
+
+
+def torch_table(report: Report, name: str) -> str:
+    """Return the table of PyTorch's training steps, with what it was measured on."""
+    _, entries = _of_models(report)
+    columns = columns_of(report, entries, report.get("torch_columns", TORCH_COLUMNS))
+    shortened = [entry | {"mode": entry["mode"].removeprefix(STEP)} for entry in entries]
+    told = ["A step of SGD with weight_decay gives no penalty's value; gpureg's do."]
+    return _table_of_models(report, name, f"training steps of PyTorch, {entries[0]['dtype']}", shortened, columns, told)
+
+
+def _of_models(report: Report) -> tuple[list[Entry], list[Entry]]:
+    """Return the entries of passes over whole models, and of PyTorch's training steps."""
+    both: tuple[list[Entry], list[Entry]] = ([], [])
+    for entry in report["entries"]:
+        if "model" in entry:
+            both[entry["mode"].startswith(STEP)].append(entry)
+    return both
+
+
+def _table_of_models(
+    report: Report, name: str, head: str, entries: list[Entry], columns: Columns, told: list[str]
+) -> str:
     rows: dict[str, list[Entry]] = {}
     for entry in entries:
         mib = _figures(entry["elements"] * np.dtype(entry["dtype"]).itemsize / 2**20, 3)
         rows.setdefault(f"{entry['model']} ({entry['tensors']} tensors, {mib} MiB): {entry['mode']}", []).append(entry)
-    missing = [label for version, label in PEERS.items() if report["versions"].get(version) is None]
     return "\n".join(
         [
-            *_lines([f"whole models, {entries[0]['dtype']}, L2", *columns], rows, columns),
+            *_lines([head, *columns], rows, columns),
             "",
             *_how(entries),
             "Models are scaled to the memory; their names are those of bench/models.py.",
-            *([f"Not installed: {' and '.join(missing)}."] if missing else []),
+            *told,
             f"{conditions(report)}.",
             f"[The code and all percentiles](bench/results/{name}.json).",
         ]
@@ -505,7 +548,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Draw benchmark figures from the data of one run.",
         epilog="NAME is the report's file name without .json. The table of single tensors goes between "
         "<!-- bench:begin NAME --> and <!-- bench:end -->, that of whole models between <!-- bench:models NAME --> and "
-        "<!-- bench:end -->; a README has markers for either or both.",
+        "<!-- bench:end -->, that of PyTorch's training steps likewise after <!-- bench:torch NAME -->; a README has "
+        "markers for any of them.",
     )
     parser.add_argument("data", type=Path, help="pytest-benchmark's JSON for --output, else a report")
     action = parser.add_mutually_exclusive_group(required=True)

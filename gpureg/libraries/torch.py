@@ -43,6 +43,7 @@ _NAMES = {
 }  # NumPy takes as long to tell a dtype's name as all the rest
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PART = "of which this process holds a part; sharded tensors are not taken yet"
 _PLAIN_EXPRESSION = "write the plain expression there, such as l1 * w.abs().sum() + l2 * w.square().sum()"
 
 
@@ -190,6 +191,8 @@ def _check_plain(array: Any, name: str) -> None:
         raise TypeError(f"{name} is on {array.device}; expected a tensor on a CPU or a CUDA device")
     if array.is_neg():
         raise TypeError(f"{name} is a view that stands for its negative; give {name}.resolve_neg()")
+    if "torch.distributed.fsdp" in sys.modules and getattr(array, "_fsdp_flattened", False):
+        raise TypeError(f"{name} is a parameter of FullyShardedDataParallel, {_PART}")
     if not torch._C._has_storage(array):
         raise TypeError(f"{name} has no memory of its own, as a tensor within vmap")
     if array.numel() and not array.data_ptr():
@@ -211,8 +214,7 @@ def _check_type(array: Any, name: str) -> None:
     distributed = sys.modules.get("torch.distributed.tensor")
     if distributed is not None and isinstance(array, distributed.DTensor):
         raise TypeError(
-            f"{name} is a DTensor, of which this process holds a part; sharded tensors are not taken yet "
-            f"(the penalty of {name}.to_local() would be that of the part alone)"
+            f"{name} is a DTensor, {_PART} (the penalty of {name}.to_local() would be that of the part alone)"
         )
     if torch.nn.parameter.is_lazy(array):
         raise TypeError(f"{name} is not initialized: its module has seen no input yet")

@@ -2,7 +2,8 @@
 
 import math
 import operator
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 import torch
 
@@ -42,11 +43,12 @@ def attach(optimizer: Any, penalty: Any, *, model: Any = None, proximal: bool = 
     Raises
     ------
     TypeError
-        If the optimizer is none, or there is nothing that makes a penalty. At a step: if a gradient is sparse, sharded
-        or of another dtype; the error names the parameter, and no gradient is changed.
+        If the optimizer is none, or wraps one; if there is nothing that makes a penalty. At a step: if a gradient is
+        sparse, sharded or of another dtype; the error names the parameter, and no gradient is changed.
     ValueError
         If rules have no names to go by; if the optimizer has parameters that the model has not, or none that the
-        penalty has; if `proximal` is asked for with LBFGS, whose steps are not as long as its lr.
+        penalty has; if its steps are to be differentiated; if `proximal` is asked for with LBFGS, whose steps are not
+        as long as its lr, or with an optimizer that has no lr.
 
     Notes
     -----
@@ -57,7 +59,7 @@ def attach(optimizer: Any, penalty: Any, *, model: Any = None, proximal: bool = 
     the penalty's scaled as well, on the device; where it finds an infinity, nothing changes. Where an optimizer
     maximises, the penalty is subtracted from what it maximises, and still draws weights to zero.
 
-    An optimizer that is copied or pickled has no penalty: attach one again.
+    An optimizer that is copied or pickled has no penalty, and a handle cannot be copied: attach one again.
 
     Examples
     --------
@@ -78,8 +80,15 @@ def attach(optimizer: Any, penalty: Any, *, model: Any = None, proximal: bool = 
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, not {optimizer!r:.200}")
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        name = type(optimizer).__name__
+        raise TypeError(f"{name} has no hooks, so it may be a wrapper of an optimizer; attach to the one within")
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        raise ValueError("the optimizer's steps are differentiable, but the gradient of a gpureg penalty is not")
     if proximal and isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("LBFGS takes steps of other lengths than its lr, which a proximal step would need to know")
+    if proximal and not all("lr" in group for group in optimizer.param_groups):
+        raise ValueError(f"{type(optimizer).__name__} has no lr, which is what a proximal step goes by")
     if not isinstance(penalty, gpureg.penalty.Penalty):
         penalty = _penalty(optimizer, penalty, model)
     elif model is not None:
@@ -141,6 +150,10 @@ class Handle:
         how = ", proximal" if self._proximal else ""
         return f"<{self.penalty!r} attached to {type(self._optimizer).__name__}{how}>"
 
+    def __getstate__(self) -> NoReturn:
+        """Refuse to be copied or pickled: the copy would hook no optimizer."""
+        raise TypeError("a handle cannot be copied or pickled, nor are an optimizer's hooks: attach the penalty again")
+
     @property
     def value(self) -> Any:
         """The penalty, 0-d, where the parameters live: to read its number is to wait for it.
@@ -157,6 +170,7 @@ class Handle:
     def losses(self) -> dict[str, Any]:
         """Return the penalty of each penalised parameter of the optimizer, as it is now, by name."""
         with self.penalty._lock:
+            self.penalty.step = self.step
             own, losses = self._own(), self.penalty.losses().items()
             return {name: loss for mine, (name, loss) in zip(own, losses, strict=True) if mine}
 
@@ -173,15 +187,18 @@ class Handle:
 
     def _before_step(self, _: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Add the gradient; or let a closure do so whenever it is evaluated."""
+        if _is_within_another(self._optimizer):
+            return None
         named = "closure" in options
         closure = options["closure"] if named else next(iter(arguments[1:]), None)
-        if closure is None:
+        if not callable(closure):
             self._add_gradient()
             return None
+        add_gradient = torch.compiler.disable(self._add_gradient)  # for it is not called by this hook
 
         def penalised() -> Any:
             loss = closure()
-            value = self._add_gradient() * self._sign()
+            value = add_gradient() * self._sign()
             if loss is None:
                 return None
             return loss + (value.to(loss) if isinstance(loss, torch.Tensor) else value.item())
@@ -202,6 +219,8 @@ class Handle:
 
     def _after_step(self, *_: Any) -> None:
         """Take the proximal step, and count."""
+        if _is_within_another(self._optimizer):
+            return
         with self.penalty._lock, torch.no_grad():
             if self._proximal:
                 self._take_step(self._tensors("l1"))
@@ -256,7 +275,7 @@ class Handle:
         if scale is not None:
             upstream = scale * upstream
         if found is not None:
-            upstream = torch.where(found != 0, 0.0, upstream)
+            upstream = torch.where(found != 0, torch.zeros_like(found), upstream)
         return tensors.factor(upstream, "the scale of the gradients")
 
     def _sign(self) -> float:
@@ -265,6 +284,25 @@ class Handle:
         if len(maximizes) > 1:
             raise ValueError("some of the optimizer's groups maximise and some do not; give each an optimizer")
         return -1.0 if maximizes == {True} else 1.0
+
+
+_STEP = torch.optim.Optimizer.profile_hook_step(lambda _: None).__code__
+"""What PyTorch puts around an optimizer's step, to run the hooks."""
+
+
+def _is_within_another(optimizer: Any) -> bool:
+    """Return whether this step is a part of one of the same optimizer, as of a class that calls `super().step()`.
+
+    PyTorch runs the hooks around both. Where a step begins and ends is told by what is being executed: a count would be
+    off for good after a step that an error ended.
+    """
+    frame: Any = sys._getframe()
+    steps = 0
+    while frame is not None:
+        if frame.f_code is _STEP:
+            steps += frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return steps > 1
 
 
 def _where_they_live(number: Any, tensors: Tensors) -> Any:

@@ -25,8 +25,9 @@ class Penalty(gpureg.penalty.Penalty):
     ----------
     weights
         A module, of which all parameters are taken, but no buffers; or named parameters, as pairs or a mapping. Or an
-        optimizer, of which all parameters are taken, by the names it was made with, else `group.index`. Of a module
-        in `DistributedDataParallel`, or a compiled one, the names are those of the module within.
+        optimizer, of which all parameters are taken, by the names it was made with, as `group.name` if groups have the
+        same, else by `group.index`. Of a module in `DistributedDataParallel`, or a compiled one, the names are those
+        of the module within.
     rules
         `Rules`, or what makes them: a regularizer for all, a dictionary, or pairs of a pattern and a regularizer.
     scope, tied
@@ -186,10 +187,12 @@ class _OfOptimizer(Named):
         super().__init__(self._named(), "weights")
 
     def _named(self) -> Iterator[tuple[str, Any]]:
-        for number, group in enumerate(self._optimizer.param_groups):
-            parameters = group["params"]
-            names = group.get("param_names") or [f"{number}.{index}" for index in range(len(parameters))]
-            yield from zip(names, parameters, strict=True)
+        groups = self._optimizer.param_groups
+        known = [name for group in groups for name in group.get("param_names", ())]
+        unique = 0 < len(set(known)) == len(known)  # groups of several modules may have the same
+        for number, group in enumerate(groups):
+            names = group.get("param_names", range(len(group["params"])))
+            yield from zip(names if unique else [f"{number}.{name}" for name in names], group["params"], strict=True)
 
     def is_current(self) -> bool:
         parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
