@@ -8,7 +8,7 @@ import venv
 import zipfile
 from pathlib import Path
 
-KERNELS = ("element.cuh", "float16.cuh", "penalty.cu", "proximal.cu", "tree.cuh")
+KERNELS = sorted(path.name for path in (Path(__file__).parents[1] / "kernels").glob("*.cu*"))
 IN_WHEEL = (
     "gpureg/py.typed",
     "gpureg/golden.json",

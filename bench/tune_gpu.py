@@ -175,7 +175,7 @@ def case_of(name: str) -> Case:
     (case,) = (
         Case(what, dtype, ELEMENTS[dtype])
         for what in MODES
-        if kernel.mode and what.write == WRITES[kernel.mode]
+        if kernel.mode is not None and what.write == WRITES[kernel.mode]
         if compiler.penalty_pass(dtype, dtype, kernel.mode, l1=what.l1 != 0, l2=what.l2 != 0) == name
     )
     return case

@@ -128,7 +128,7 @@ _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 def result_dtype(weights: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
     """Return the dtype of a penalty over tensors of these dtypes: float64 if any is, else float32."""
-    return _FLOAT64 if any([dtype.itemsize == 8 for dtype in weights]) else _FLOAT32
+    return _FLOAT64 if 8 in [dtype.itemsize for dtype in weights] else _FLOAT32
 
 
 def round_once(value: float, dtype: np.dtype[Any]) -> Any:

@@ -26,6 +26,7 @@ from bench import (
     model_contenders,
     report,
     torch_contenders,
+    torch_steps,
 )
 from bench.cases import MODES, Case, Mode
 from bench.gpu_checks import Contender
@@ -163,6 +164,15 @@ def test_the_most_telling_comparisons_come_first_and_what_compiles_last() -> Non
     assert set(last) <= set(first)
 
 
+def test_training_steps_take_part_where_pytorch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_models, "STEPS", ())
+    assert not any(isinstance(each.case, torch_steps.Case) for each in gpu.plan(quick=False))
+    monkeypatch.setattr(gpu_models, "STEPS", tuple(torch_steps.CASES))
+    planned = [each for each in gpu.plan(quick=False) if isinstance(each.case, torch_steps.Case)]
+    assert [each.case for each in planned if not each.compiled] == torch_steps.CASES
+    assert {each.case.mode for each in planned if each.compiled} == {"training step: L1 + L2 into .grad"}
+
+
 def test_what_is_planned_fits_the_memory_of_an_h100() -> None:
     for planned in gpu.plan(quick=False):
         if isinstance(planned.case, Case):
@@ -294,19 +304,23 @@ def test_cuda_compute_gives_values_of_32_bits_and_more_alone(monkeypatch: pytest
 
 def test_what_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> Any:
-        raise {"cupyx.cutensor": ImportError, "cuda.compute": RuntimeError, "jax": ModuleNotFoundError}[name]
+        raise {"cupyx.cutensor": ImportError, "cuda.compute": RuntimeError}.get(name, ModuleNotFoundError)
 
     monkeypatch.setattr(gpu_peers, "import_module", broken)
-    found = (gpu_peers.cutensor, gpu_peers.cuda_compute, gpu_peers.jax)
+    found = (gpu_peers.cutensor, gpu_peers.cuda_compute, gpu_peers.apex, gpu_peers.jax)
     for each in found:
         each.cache_clear()
-    assert list(gpu_peers.absent()) == ["cuTENSOR through cupyx", "cuda.compute", "JAX"]
+    assert list(gpu_peers.absent()) == ["cuTENSOR through cupyx", "cuda.compute", "JAX", "apex"]
     cpu = SimpleNamespace(default_backend=lambda: "cpu")
     bare = SimpleNamespace()
-    monkeypatch.setattr(gpu_peers, "import_module", {"cupyx.cutensor": CUTENSOR, "cuda.compute": bare, "jax": cpu}.get)
+    monkeypatch.setattr(
+        gpu_peers,
+        "import_module",
+        {"cupyx.cutensor": CUTENSOR, "cuda.compute": bare, "apex.optimizers": bare, "jax": cpu}.get,
+    )
     for each in found:
         each.cache_clear()
-    assert list(gpu_peers.absent()) == ["cuda.compute", "JAX"]
+    assert list(gpu_peers.absent()) == ["cuda.compute", "JAX", "apex"]
     for each in found:
         each.cache_clear()
 

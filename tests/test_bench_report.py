@@ -314,6 +314,31 @@ def test_the_table_of_whole_models() -> None:
     assert "Not installed: PyTorch and JAX." in report.model_table(with_models([], {"torch": None}), NAME)
 
 
+STEPS = [
+    of_model("gpt2", role, contender, seconds, "training step: SGD with L2")
+    for role, contender, seconds in (
+        ("gpureg", "gpureg.torch.attach(optimizer, gpureg.HalvedL2(decay)); SGD(fused=True).step()", 0.02),
+        ("other", "torch.optim.SGD(weights, lr, weight_decay=decay, fused=True).step()", 0.01),
+        ("other", "torch.optim.SGD(weights, lr, weight_decay=decay, foreach=True).step()", 0.03),
+        ("limit", "np.add(g, w, out=g)", 0.005),
+    )
+]
+
+
+def test_the_table_of_training_steps() -> None:
+    written = report.summarise(changed("benchmarks", STEPS))
+    assert list(report.tables(written, NAME)) == ["torch"]
+    lines = report.tables(written, NAME)["torch"].splitlines()
+    assert lines[:3] == [
+        "| training steps of PyTorch, float32 | gpureg, attached | weight_decay, fused | weight_decay, foreach "
+        "| memory limit |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| gpt2 (161 tensors, 97.5 MiB): SGD with L2 | 20.0 ms | 10.0 ms (0.50x) | 30.0 ms (1.5x) | 5.00 ms (0.25x) |",
+    ]
+    both = report.summarise(changed("benchmarks", MODELS + STEPS))
+    assert report.tables(both, NAME) == report.tables(with_models([], {}), NAME) | report.tables(written, NAME)
+
+
 def test_models_leave_the_table_and_the_picture_of_single_tensors_as_they_are(committed: Path, tmp_path: Path) -> None:
     """Not even where a model has as many weights as the table is about."""
     both = with_models(RAW["benchmarks"], {})

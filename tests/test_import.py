@@ -7,8 +7,9 @@ import gpureg
 
 LIBRARIES = {"cupy", "cuda", "torch", "jax", "tensorflow", "keras", "llvmlite", "ml_dtypes"}
 COMMAND_LINE = {"argparse", "json", "matplotlib", "rich", "sklearn", "gpureg.cli", "gpureg.selftest"}
+FILES = {"gpureg.checkpoints", "gpureg.reporting"}
 SLOW = {"hashlib", "importlib.metadata", "numpy.random"}
-HEAVY = LIBRARIES | COMMAND_LINE | SLOW
+HEAVY = LIBRARIES | COMMAND_LINE | FILES | SLOW
 
 
 def loaded_by(statements: str) -> set[str]:
@@ -26,6 +27,13 @@ def test_computing_with_numpy_arrays_imports_nothing_more() -> None:
     computing = "gpureg.L1().grad(numpy.ones(3)); gpureg.xp()"
     assert not loaded_by(f"import gpureg; gpureg.set_backend('numpy'); {computing}") & HEAVY
     assert loaded_by(f"import gpureg; gpureg.set_backend('llvm'); {computing}") & HEAVY == {"llvmlite"}
+
+
+def test_reporting_imports_no_command_line() -> None:
+    reporting = "gpureg.report({'w': numpy.ones(3)}, gpureg.L1()).to_dict(); gpureg.diff({}, {})"
+    assert not loaded_by(f"import gpureg; gpureg.set_backend('numpy'); {reporting}") & (
+        LIBRARIES | COMMAND_LINE - {"json"}
+    )
 
 
 def test_the_check_can_fail() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 import gpureg
 from gpureg.cli import report as command
+from gpureg.cli.common import printable
 from gpureg.cli.reporting import page, pictures
 from gpureg.cli.reporting.histogram import Histogram
 from tests.checkpoints.samples import Array, npz
@@ -93,6 +94,8 @@ class TestHostileNames:
         assert is_harmless(text)
         found = Page(text)
         assert found.tags.count("script") == 1
+        assert len(found.pictures) == 3
+        assert found.rows[0][0][0] == printable(HOSTILE)
         assert found.rows[0][0][1].replace("\u200b", "") == found.rows[0][0][0]
         assert "<script>alert" in found.rows[0][0][0]
 

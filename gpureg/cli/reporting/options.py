@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpureg import L1L2, HalvedL2, Regularizer, Rules, checkpoints
-from gpureg.checkpoints import CheckpointError, Entry
+from gpureg.checkpoints import Entry
 from gpureg.checkpoints.files import quoted, shown
 from gpureg.cli.common import UsageError, require
 
@@ -103,8 +103,6 @@ def said_by_rules() -> Iterator[None]:
     """Have what rules complain about said on the command line: what matches nothing, what they contradict."""
     try:
         yield
-    except CheckpointError:
-        raise
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
 
