@@ -23,7 +23,7 @@ WEIGHTS: Mapping[str, Array] = {
     "steps": np.arange(3),
 }
 
-HOSTILE = "\x1b[2J\x1b]0;owned\x07evil\r\n\u202e\x9b31m[red]$x^2$|`a`\"><img src=x></td><script>alert(1)</script>"
+HOSTILE = '\x1b[2J\x1b]0;owned\x07evil\r\n\u202e\x9b31m[red]$x^2$|`a`"><img src=x></td><script>alert(1)</script>'
 """A name that would clear a terminal, begin other lines, turn text around, be markup, or run."""
 
 LARGE = 2**34

@@ -159,9 +159,10 @@ class TestFiles:
         def interrupt(*_: object) -> str:
             raise KeyboardInterrupt
 
-        for module, name in ((command, "measure"), (page, "page"), (pictures, "panels")):
+        # While weights are read, while the page is made, and when it is written and about to take its place.
+        for where, name in ((command, "measure"), (page, "page"), (pictures, "panels"), (Path, "replace")):
             with monkeypatch.context() as patch:
-                patch.setattr(module, name, interrupt)
+                patch.setattr(where, name, interrupt)
                 status, out, err = run(path, "--html", tmp_path / "a.html", "--plot", tmp_path / "a.png")
             assert (status, out, err) == (130, "", "")
             assert sorted(tmp_path.iterdir()) == before

@@ -135,7 +135,9 @@ def test_a_penalty_of_many_sees_its_weights_and_its_strength() -> None:
     compiled = torch.compile(lambda: penalty() * 2, fullgraph=True, backend=graphs)
 
     def check() -> None:
-        assert same(compiled(), penalty() * 2)
+        values = compiled(), penalty() * 2
+        assert same(*values)
+        assert same(*(torch.autograd.grad(value, model[0].weight)[0] for value in values))
 
     check()
     with torch.no_grad():

@@ -232,6 +232,23 @@ def test_lbfgs_with_two_penalties_compares_both() -> None:
     assert torch.allclose(w, torch.ones_like(w), rtol=0, atol=1e-9)  # quadratic: found to a few units in the last place
 
 
+def test_an_optimizer_that_takes_on_other_parameters_of_a_penalty() -> None:
+    """By groups that are added, and by as many others in the place of its own."""
+    model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(3)])
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.0)
+    handle = attach(optimizer, gpureg.torch.Penalty(model, L1(0.5)))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.param_groups[0]["params"] = list(model[1].parameters())
+    optimizer.step()
+    assert list(handle.losses()) == ["1.weight", "1.bias"]
+    optimizer.add_param_group({"params": model[2].parameters()})
+    optimizer.step()
+    assert list(handle.losses()) == ["1.weight", "1.bias", "2.weight", "2.bias"]
+    assert [float(layer.weight.grad.abs().max()) for layer in model] == [0.5, 1.0, 0.5]
+
+
 # Names
 
 

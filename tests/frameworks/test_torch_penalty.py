@@ -141,9 +141,14 @@ def test_what_becomes_of_the_model_is_noticed() -> None:
 
 
 def test_the_same_memory_seen_in_another_way_is_noticed() -> None:
-    w = parameter(sample((6, 6)))
+    w = parameter(sample((6, 6), "float16"))
     penalty = gpureg.torch.Penalty({"w": w}, BOTH)
-    changes: list[Callable[[Any], Any]] = [lambda data: data.t(), lambda data: data[:3], lambda data: data[:, ::2]]
+    changes: list[Callable[[Any], Any]] = [
+        lambda data: data.t(),
+        lambda data: data.view(torch.bfloat16),
+        lambda data: data[:3],
+        lambda data: data[:, ::2],
+    ]
     for change in changes:
         penalty()
         w.data = change(w.data)
@@ -165,6 +170,18 @@ def test_gradients_are_the_parameters_own_by_default() -> None:
     assert same(penalty.accumulate_grad(), on_host.accumulate_grad(start | {"3.weight": None}))
     assert same(model[0].weight.grad, start["0.weight"])
     assert penalty.step == 2
+
+
+def test_gradients_are_those_of_the_parameters_that_there_are_now() -> None:
+    model = network()
+    penalty = gpureg.torch.Penalty(model, BOTH)
+    model(torch.ones(4, 5)).sum().backward()
+    old = model[3].weight.grad.clone()
+    replaced, model[3].weight = model[3].weight, torch.nn.Parameter(torch.full((3, 7), 2.0))
+    model[3].weight.grad = torch.ones(3, 7)
+    penalty.accumulate_grad()
+    assert same(model[3].weight.grad, torch.ones(3, 7) + BOTH.grad(model[3].weight))
+    assert same(replaced.grad, old)
 
 
 def test_a_scale_may_be_a_tensor() -> None:
