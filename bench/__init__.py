@@ -9,3 +9,8 @@ The time is for each contender of each comparison, the rounds are the fewest; se
 `bench/gpu_check.py` runs all; `docs/performance.md` has the other commands: `bench.compare`, `bench.tune`,
 `bench.scaling`.
 """
+
+import os
+
+# PyTorch's threads would go on spinning when their work is done, and take the cores from whoever is timed next.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

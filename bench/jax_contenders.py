@@ -1,5 +1,6 @@
 """JAX in the comparison of one tensor: the plain expression under `jax.jit`, on arrays of its own."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,16 @@ from typing import Any
 import numpy as np
 
 from bench.cases import Case, Mode
+
+
+def _expression(jnp: Any, mode: Mode, w: Any, g: Any = None) -> Any:
+    x = w.astype(np.float64 if w.dtype.name == "float64" else np.float32)
+    terms = [mode.l1 * jnp.abs(x).sum()] * (mode.l1 != 0) + [mode.l2 * jnp.square(x).sum()] * (mode.l2 != 0)
+    value = sum(terms)
+    if mode.write == "nothing":
+        return value
+    gradient = mode.l1 * jnp.sign(x) + 2 * mode.l2 * x
+    return value, (gradient if g is None else g.astype(x.dtype) + gradient).astype(w.dtype)
 
 
 class JitRun(ABC):
@@ -20,17 +31,9 @@ class JitRun(ABC):
     def __init__(self, jax: Any, mode: Mode) -> None:
         self._mode, self._jax = mode, jax
         self._arrays: dict[int, list[Any]] = {}
-        self._compiled = jax.jit(self._expression, donate_argnums=(1,) if mode.write == "add" else ())
-
-    def _expression(self, w: Any, g: Any = None) -> Any:
-        mode, jnp = self._mode, self._jax.numpy
-        x = w.astype(np.float64 if w.dtype.name == "float64" else np.float32)
-        terms = [mode.l1 * jnp.abs(x).sum()] * (mode.l1 != 0) + [mode.l2 * jnp.square(x).sum()] * (mode.l2 != 0)
-        value = sum(terms)
-        if mode.write == "nothing":
-            return value
-        gradient = mode.l1 * jnp.sign(x) + 2 * mode.l2 * x
-        return value, (gradient if g is None else g.astype(x.dtype) + gradient).astype(w.dtype)
+        # Not a method: JAX keeps what it compiled, and would keep the arrays with it.
+        expression = functools.partial(_expression, jax.numpy, mode)
+        self._compiled = jax.jit(expression, donate_argnums=(1,) if mode.write == "add" else ())
 
     def __call__(self, arrays: Any) -> Any:
         """Return the value, and keep the gradient."""

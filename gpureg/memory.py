@@ -1,11 +1,28 @@
-"""Which arrays might share memory: their spans, from the first byte to the last, and the pairs of spans that meet."""
+"""Where arrays lie, and which might share memory: their spans, from the first byte to the last, and those that meet."""
 
+import ctypes
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+
+
+def address_of(array: NDArray[Any]) -> int:
+    """Return where the first element of a NumPy array lies.
+
+    >>> array = np.zeros(3)
+    >>> address_of(array[1:]) - address_of(array)
+    8
+    """
+    try:
+        # A quarter of the time of the other way, for arrays that can be written to and are of a dtype of NumPy's own.
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type] # an array is a buffer
+    except (TypeError, ValueError):
+        place: int = array.__array_interface__["data"][0]
+        return place
 
 
 def extent(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, int]:

@@ -57,6 +57,7 @@ class ReferenceBackend:
     """`tests/reference.py` in the shape of `gpureg.backends.Backend`, for dense 1-d arrays."""
 
     name = "reference"
+    trusts_identity = False
 
     def unusable(self) -> str | None:
         return None

@@ -159,6 +159,14 @@ class Backend(Protocol):
     def name(self) -> str:
         """Return the name in `gpureg.backends.NAMES`."""
 
+    @property
+    def trusts_identity(self) -> bool:
+        """Whether gradients that come again as the very same objects need not be looked at once more.
+
+        It saves the host's time, which counts where it only launches passes. A framework may put other memory under an
+        object; where the host computes, a look is cheap beside the pass.
+        """
+
     def unusable(self) -> str | None:
         """Return why the backend cannot be used here, in one line that says what to install; None if it can."""
 

@@ -86,6 +86,7 @@ class CudaBackend:
     """The backend of CuPy arrays; see `gpureg.backends.Backend` for each method."""
 
     name = "cuda"
+    trusts_identity = True
 
     def unusable(self) -> str | None:  # noqa: D102
         return _unusable()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gpureg import arithmetic, threads
 from gpureg.arithmetic import ROWS, Coefficients, tree_sum
 from gpureg.backends import Leaf, Mode, ModePlan, Plan, Results, Scalar, Values
+from gpureg.memory import address_of
 from gpureg.statistics import Statistics
 
 Array = NDArray[Any]
@@ -32,6 +33,7 @@ class NumpyBackend:
     """The backend of NumPy arrays; see `gpureg.backends.Backend` for each method."""
 
     name = "numpy"
+    trusts_identity = False
 
     def unusable(self) -> str | None:  # noqa: D102
         return None
@@ -54,8 +56,7 @@ class NumpyBackend:
         return np.asarray(array)
 
     def address(self, array: Array) -> int:  # noqa: D102
-        address: int = array.__array_interface__["data"][0]
-        return address
+        return address_of(array)
 
     def overlap(self, first: Array, second: Array) -> bool:  # noqa: D102
         try:

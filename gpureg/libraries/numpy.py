@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpureg import backends
+from gpureg import backends, memory
 from gpureg.backends import Backend
 from gpureg.libraries import DTYPES, Unrecorded, check_dtype, numpy_dtype
 
@@ -42,7 +42,7 @@ class NumpyLibrary(Unrecorded):
             [array.dtype for array in arrays],
             [array.flags.writeable for array in arrays],
         )
-        return signature, [array.__array_interface__["data"][0] for array in arrays]
+        return signature, list(map(memory.address_of, arrays))
 
     def empty_like(self, array: Any) -> NDArray[Any]:  # noqa: D102
         return np.empty_like(np.asarray(array))  # a subclass is not asked: it may have its own idea of empty_like

@@ -334,12 +334,17 @@ def test_what_is_not_wanted_is_not_summed_up() -> None:
     assert plan.value(FLOAT64, sums=True).sums.tolist() == [[1e301, np.inf]]
 
 
-def test_arrays_need_not_be_kept_by_the_caller() -> None:
-    for number in (1, 2):
-        leaves = [Leaf(np.ones(100_000), COEFFICIENTS)] * number
-        bound = backend.plan(leaves).bind([np.zeros(100_000) for _ in leaves])
-        assert bound.keeps_arrays
-        backend.plan(leaves).gradient(bound)
+@pytest.mark.parametrize("number", [1, 2])
+def test_gradients_are_kept_where_they_are_gathered(number: int) -> None:
+    leaves = [Leaf(np.ones((300, 2)), COEFFICIENTS)] * number
+    plan = backend.plan(leaves)
+    assert not plan.bind([np.zeros((300, 2)) for _ in leaves]).keeps_arrays
+    bound = plan.bind([np.zeros((300, 4))[:, ::2] for _ in leaves])
+    assert bound.keeps_arrays
+    plan.gradient(bound)
+
+
+def test_weights_need_not_be_kept_by_the_caller() -> None:
     plans = [backend.plan([Leaf(np.full(100, float(i)), COEFFICIENTS)]) for i in range(50)]
     plans += [backend.plan([Leaf(np.full(100, float(i)), COEFFICIENTS)] * 2) for i in range(50)]
     found = [float(plan.value(FLOAT64, sums=True).sums[0, 0]) for plan in plans]

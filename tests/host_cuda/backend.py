@@ -30,6 +30,7 @@ class HostBackend:
     """Calls of any number of tensors, planned as simply as can be; the seed gives all that a plan leaves open."""
 
     name = "host"
+    trusts_identity = False
 
     def __init__(self, kernels: Library | None = None, *, seed: int = 0, guards: bool = True) -> None:
         self.kernels = kernels or library()

@@ -21,6 +21,7 @@ from gpureg import arithmetic, threads
 from gpureg.arithmetic import TILE_BYTES, Coefficients
 from gpureg.backends import Leaf, Mode, ModePlan, Plan, Scalar, Values
 from gpureg.backends.numpy import Buffers, Elements, NumpyBackend, NumpySteps
+from gpureg.memory import address_of
 from gpureg.statistics import Statistics
 
 Array = NDArray[Any]
@@ -85,16 +86,6 @@ def _kernels() -> Any:
     return import_module("gpureg.backends.llvm.kernels")
 
 
-def _address(array: Array) -> int:
-    """Return where the first element of an array lies."""
-    try:
-        # A quarter of the time of the other way, for arrays that can be written to and are of a dtype of NumPy's own.
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type] # an array is a buffer
-    except (TypeError, ValueError):
-        address: int = array.__array_interface__["data"][0]
-        return address
-
-
 class _Values:
     """What a pass returns; of the penalties an array is made when somebody asks for one."""
 
@@ -148,7 +139,7 @@ class SmallPlan(ModePlan):
         if not gradient.flags.c_contiguous:
             return LlvmPlan([self._leaf]).bind(gradients)
         kernel = _kernels().gradient_address(self._leaf.weights.dtype, gradient.dtype)
-        return _SmallTarget(kernel, _address(gradient), gradient.itemsize, gradient)
+        return _SmallTarget(kernel, address_of(gradient), gradient.itemsize)
 
     def _run(
         self,
@@ -165,7 +156,7 @@ class SmallPlan(ModePlan):
         weights, kernels = self._leaf.weights, _kernels()
         kernel, target, target_itemsize = gradients.told if gradients else (0, 0, 0)
         tile = TILE_BYTES // weights.itemsize
-        piece = kernels.sums_address(weights.dtype), kernel, _address(weights), target, weights.size, tile
+        piece = kernels.sums_address(weights.dtype), kernel, address_of(weights), target, weights.size, tile
         memory = _SmallMemory()
         rule, factors = self._leaf.coefficients, (mode, every_sum, strength, upstream, divisor)
         _SMALL.pack_into(memory, 0, *piece, target_itemsize, 0, *rule, *factors)
@@ -177,14 +168,10 @@ class SmallPlan(ModePlan):
 class _SmallTarget:
     """The kernel that writes the gradient of a small tensor, its address, and the bytes of its elements."""
 
-    def __init__(self, kernel: int, address: int, itemsize: int, array: Array | None = None) -> None:
-        self.told = kernel, address, itemsize
-        self._array = array
+    keeps_arrays = False
 
-    @property
-    def keeps_arrays(self) -> bool:
-        """Return whether the gradient lives as long as this."""
-        return self._array is not None
+    def __init__(self, kernel: int, address: int, itemsize: int) -> None:
+        self.told = kernel, address, itemsize
 
     def moved(self, addresses: Ints) -> "_SmallTarget":
         """Return the same for another gradient."""
@@ -211,10 +198,10 @@ class LlvmPlan(ModePlan):
         self._table, self._firsts = _cut(arrays, self._axes, [kernels.sums_address(array.dtype) for array in arrays])
 
     def bind(self, gradients: Sequence[Array]) -> "_Table":  # noqa: D102
-        address_of, kernels, scattered = _kernels().gradient_address, [], {}
+        kernel_of, kernels, scattered = _kernels().gradient_address, [], {}
         for index, (leaf, gradient, axes) in enumerate(zip(self._leaves, gradients, self._axes, strict=True)):
             weights = leaf.weights
-            kernels.append(address_of(weights.dtype, gradient.dtype))
+            kernels.append(kernel_of(weights.dtype, gradient.dtype))
             if index in self._table.scattered or not gradient.transpose(axes).flags.c_contiguous:
                 scattered[index] = Elements(weights, axes, weights.dtype), Elements(gradient, axes, gradient.dtype)
         return self._table.bound(gradients, kernels, scattered)
@@ -246,7 +233,7 @@ def _cut(arrays: Sequence[Array], axes: Sequence[tuple[int, ...]], kernels: Sequ
 
     pieces = np.zeros(owners.size, _kernels().PIECE)
     pieces["sums"] = np.array(kernels, np.int64)[owners]
-    pieces["weights"] = np.array(list(map(_address, arrays)), np.int64)[owners] + starts * itemsizes[owners]
+    pieces["weights"] = np.array(list(map(address_of, arrays)), np.int64)[owners] + starts * itemsizes[owners]
     pieces["size"] = np.minimum(lengths, sizes[owners] - starts)
     pieces["tile"] = tiles[owners]
     pieces["tensor"] = owners
@@ -269,16 +256,15 @@ class _Table:
         pieces: NDArray[Any],
         starts: Ints,
         scattered: Mapping[int, _Scattered],
-        gradients: Sequence[Array] | None = None,
     ) -> None:
-        self.pieces, self.starts, self.scattered, self._gradients = pieces, starts, scattered, gradients
-        self.address = _address(pieces)
+        self.pieces, self.starts, self.scattered = pieces, starts, scattered
+        self.address = address_of(pieces)
         self._ends = np.cumsum(pieces["size"] * (TILE_BYTES // pieces["tile"]) + PIECE_COST)
 
     @property
     def keeps_arrays(self) -> bool:
-        """Return whether gradients live as long as this."""
-        return self._gradients is not None
+        """Return whether there are gradients that live as long as this: those that are gathered."""
+        return bool(self.scattered)
 
     def bound(
         self, gradients: Sequence[Array], kernels: Sequence[int], scattered: Mapping[int, _Scattered]
@@ -287,9 +273,9 @@ class _Table:
         pieces, owners = self.pieces.copy(), self.pieces["tensor"]
         pieces["gradient"] = np.array(kernels, np.int64)[owners]
         pieces["target_itemsize"] = np.array([gradient.itemsize for gradient in gradients], np.int64)[owners]
-        addresses = np.array(list(map(_address, gradients)), np.int64)[owners]
+        addresses = np.array(list(map(address_of, gradients)), np.int64)[owners]
         pieces["target"] = addresses + self.starts * pieces["target_itemsize"]
-        return _Table(pieces, self.starts, scattered, gradients)
+        return _Table(pieces, self.starts, scattered)
 
     def moved(self, addresses: Ints) -> "_Table | None":
         """Return the same with other gradients, unless their elements must be gathered from the arrays."""
@@ -340,8 +326,8 @@ class _Pass:
         memory = np.empty(room + 3 * tensors)
         self.sums = memory[room : room + 2 * tensors].reshape(tensors, 2)
         self.each = memory[room + 2 * tensors :]
-        self._totals = _address(memory)
-        self._first = _address(rules), _address(firsts), tensors, mode, every_sum
+        self._totals = address_of(memory)
+        self._first = address_of(rules), address_of(firsts), tensors, mode, every_sum
         sums = self._totals + 8 * room
         self._last = sums, sums + 16 * tensors, strength, upstream, divisor, 0.0, 0.0
 
@@ -377,11 +363,11 @@ class _Pass:
         """Pass over a piece whose elements, or those of its gradient, do not lie side by side."""
         piece, first = self._table.pieces[index : index + 1].copy(), int(self._table.starts[index])
         last = first + int(piece["size"][0])
-        piece["weights"] = _address(weights.open(first, last, buffers, "weights"))
+        piece["weights"] = address_of(weights.open(first, last, buffers, "weights"))
         if gradient is not None:
             opened = gradient.open(first, last, buffers, "gradient", read=self._reads)
-            piece["target"] = _address(opened)
-        record = self._record(_address(piece), self._totals + 16 * index)
+            piece["target"] = address_of(opened)
+        record = self._record(address_of(piece), self._totals + 16 * index)
         _kernels().take().call(ctypes.addressof(record), 0, 1)
         if gradient is not None:
             gradient.close(first, last, opened)
@@ -403,7 +389,7 @@ def _proximal(weights: Array, coefficients: Coefficients, step: float) -> None:
         while (start := take()) is not None:
             stop = min(start + length, elements.size)
             opened = elements.open(start, stop, buffers, "weights")
-            kernel(_address(opened), stop - start, *told)
+            kernel(address_of(opened), stop - start, *told)
             elements.close(start, stop, opened)
 
     threads.share(range(0, elements.size, length), work_off)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gpureg import arithmetic, threads
 from gpureg.arithmetic import TILE_BYTES, lane_count
-from gpureg.backends.llvm import PIECE_TILES, _address, _cut
+from gpureg.backends.llvm import PIECE_TILES, _cut
 from gpureg.backends.llvm.code import DOUBLE, INT, Function, Value, ints, vector
 from gpureg.backends.llvm.kernels import (
     _PAIR,
@@ -33,6 +33,7 @@ from gpureg.backends.llvm.kernels import (
     _Record,
 )
 from gpureg.backends.numpy import Buffers
+from gpureg.memory import address_of
 from gpureg.statistics import Statistics, join, marks
 
 Array = NDArray[Any]
@@ -181,7 +182,7 @@ def statistics(arrays: Sequence[Array], threshold: float) -> list[Statistics]:
     table, firsts = _cut(arrays, axes, [kernels[array.dtype] for array in arrays])
     thresholds = np.array([least[array.dtype] for array in arrays], np.int64)
     results = np.empty(table.pieces.size, RESULT)
-    thresholds_at, results_at = _address(thresholds), _address(results)
+    thresholds_at, results_at = address_of(thresholds), address_of(results)
 
     def work_off(take_unit: Callable[[], tuple[int, int] | None]) -> None:
         whole, buffers = _Pass(table.address, thresholds_at, results_at), Buffers()
@@ -193,8 +194,8 @@ def statistics(arrays: Sequence[Array], threshold: float) -> list[Statistics]:
                 continue
             piece, first = table.pieces[start:stop].copy(), int(table.starts[start])
             opened = scattered[0].open(first, first + int(piece["size"][0]), buffers, "weights")
-            piece["weights"] = _address(opened)
-            alone = _Pass(_address(piece), thresholds_at, results_at + start * RESULT.itemsize)
+            piece["weights"] = address_of(opened)
+            alone = _Pass(address_of(piece), thresholds_at, results_at + start * RESULT.itemsize)
             take().call(ctypes.addressof(alone), 0, 1)
 
     units, worth_threads = table.units()
