@@ -243,10 +243,13 @@ def test_the_same_report_draws_the_same_picture(committed: Path, tmp_path: Path)
     assert b"secret" not in first
 
 
-def test_the_tables_in_the_readme_are_those_of_committed_reports() -> None:
-    readme = ROOT / "README.md"
-    for name in re.findall(r"<!-- bench:(?:begin|models) (\S+) -->", readme.read_text()):
-        assert report.main([str(ROOT / "bench" / "results" / f"{name}.json"), "--check", str(readme)]) == 0
+@pytest.mark.parametrize(("page", "tables"), [("README.md", 2), ("docs/pytorch.md", 1)])
+def test_the_tables_in_the_pages_are_those_of_committed_reports(page: str, tables: int) -> None:
+    text = (ROOT / page).read_text()
+    names = re.findall(r"<!-- bench:(?:begin|models|torch) (\S+) -->", text)
+    assert len(names) == tables
+    for name in names:
+        assert report.main([str(ROOT / "bench" / "results" / f"{name}.json"), "--check", str(ROOT / page)]) == 0
 
 
 def test_a_report_without_columns_has_those_of_numpy(committed: Path) -> None:

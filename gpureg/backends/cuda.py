@@ -11,6 +11,7 @@ import math
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -102,7 +103,17 @@ class CudaBackend:
     def statistics(self, arrays: Sequence[Any], threshold: float) -> list[Statistics]:  # noqa: D102
         from gpureg.backends.cuda_statistics import statistics  # noqa: PLC0415 - it needs this module
 
-        return statistics(arrays, threshold)
+        devices = [array.device.id for array in arrays]
+        found: dict[int, Statistics] = {}
+        for device in dict.fromkeys(devices):
+            members = [i for i, other in enumerate(devices) if other == device]
+            with self._working(device):
+                found.update(zip(members, statistics([arrays[i] for i in members], threshold), strict=True))
+        return [found[i] for i in range(len(arrays))]
+
+    def _working(self, device: int) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Return the context of work on a device: whose stream and memory are taken."""
+        return contextlib.nullcontext()
 
     def from_numpy(self, array: NDArray[Any]) -> Any:  # noqa: D102
         return _cupy().array(array)

@@ -5,11 +5,12 @@ that PyTorch captures as well; and a result is a tensor like any other.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import cupy
 import torch
+from numpy.typing import NDArray
 
 from gpureg.backends import Leaf, Scalar, Values
 from gpureg.backends.cuda import CudaBackend, CudaPlan
@@ -73,11 +74,20 @@ class TorchSteps(CudaSteps):
 class TorchBackend(CudaBackend):
     """The CUDA backend, at work for PyTorch."""
 
+    trusts_identity = False  # `grad.data = other` puts other memory under a gradient
+
     def plan(self, leaves: Sequence[Leaf]) -> CudaPlan:  # noqa: D102
         return TorchPlan(leaves)
 
     def proximal_plan(self, leaves: Sequence[Leaf]) -> CudaSteps:  # noqa: D102
         return TorchSteps(leaves)
+
+    def to_numpy(self, array: Any) -> NDArray[Any]:  # noqa: D102
+        with working(array.device.id):
+            return super().to_numpy(array)
+
+    def _working(self, device: int) -> AbstractContextManager[None]:
+        return working(device)
 
 
 _backend = TorchBackend()

@@ -19,7 +19,7 @@ import gpureg
 import gpureg.torch
 from gpureg import compiler, driver, libraries
 from gpureg.backends import Mode
-from gpureg.compiler import Kernel, penalty_pass, proximal_step
+from gpureg.compiler import Kernel, penalty_pass, proximal_step, statistics_pass
 from gpureg.driver import Driver
 from gpureg.libraries import torch as own
 from tests.frameworks.torch_sides import array, same, sample, tensor
@@ -38,6 +38,7 @@ KERNELS = tuple(
         penalty_pass(dtype, dtype, Mode.VALUE, l1=True, l2=False),
         penalty_pass(dtype, dtype, Mode.ACCUMULATE, l1=False, l2=True),
         proximal_step(dtype),
+        statistics_pass(dtype),
     )
 )
 
@@ -263,6 +264,38 @@ def test_attached_penalties_are_a_launch_before_a_step_and_one_after(cupy: Torch
     ]
     assert set(cupy.streams) == {STREAM}
     assert handle.value.device == torch.device("cuda", 0)
+
+
+@pytest.mark.usefixtures("cupy")
+@pytest.mark.parametrize("how", ["data", "set_"])
+def test_a_gradient_that_is_given_other_memory_is_written_there(how: str) -> None:
+    host = {"a": sample((9000,)), "b": sample((50,), seed=1)}
+    weights = {name: on_gpu(w).requires_grad_() for name, w in host.items()}
+    penalty = gpureg.torch.Penalty(weights, BOTH)
+    for name, w in weights.items():
+        w.grad = on_gpu(np.zeros_like(host[name]))
+    for _ in range(3):
+        penalty.accumulate_grad()
+    before = [w.grad.detach() for w in weights.values()]  # whose memory stays
+    for name, w in weights.items():
+        other = on_gpu(np.zeros_like(host[name]))
+        if how == "data":
+            w.grad.data = other
+        else:
+            w.grad.set_(other)
+        own.library.native(w.grad, "")  # lets the fake know of its memory
+    penalty.accumulate_grad()
+    assert len(before) == 2
+    for name, w in weights.items():
+        assert np.array_equal(array(w.grad), BOTH.grad(host[name]))
+
+
+def test_statistics_are_pytorch_s_work_on_each_device(cupy: TorchCupy) -> None:
+    host = {"a": sample((3000,)), "b": sample((50,), seed=1), "c": sample((9000,), seed=2)}
+    kinds = {"a": OnGpu, "b": OnOther, "c": OnGpu}
+    tensors = {name: on_gpu(w, kinds[name]) for name, w in host.items()}
+    assert list(gpureg.report(tensors)) == list(gpureg.report(host))
+    assert set(cupy.streams) == {STREAM}
 
 
 def test_tensors_of_two_devices_are_refused(cupy: TorchCupy) -> None:

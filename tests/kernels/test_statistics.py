@@ -248,3 +248,13 @@ def test_it_is_done_where_the_tensors_are(cupy: FakeCupy) -> None:
     with Device(1):
         device = [on_device(cupy, array) for array in weights(10, 9000)]
     assert cuda.backend.statistics(device, 0.1) == NUMPY.statistics(weights(10, 9000), 0.1)
+
+
+def test_arrays_of_two_devices_are_each_passed_over_on_their_own(cupy: FakeCupy) -> None:
+    host = [content("wide", 3000, "float32", seed=seed) for seed in range(3)]
+    arrays = [on_device(cupy, host[0])]
+    with Device(1):
+        arrays.append(on_device(cupy, host[1]))
+    arrays.append(on_device(cupy, host[2]))
+    assert cuda.backend.statistics(arrays, 0.5) == NUMPY.statistics(host, 0.5)
+    assert len(cupy.launches) == 2
