@@ -578,7 +578,10 @@ def _run(given: argparse.Namespace) -> int:
     else:
         readme = given.write or given.check
         old = readme.read_text()
-        new = replaced(old, name, tables(report, name))
+        texts = tables(report, name)
+        if readme.resolve().parent.name == "docs":
+            texts = {kind: text.replace("](bench/", "](../bench/") for kind, text in texts.items()}
+        new = replaced(old, name, texts)
         if given.write:
             readme.write_text(new)
         elif new != old:
