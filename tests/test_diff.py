@@ -13,7 +13,8 @@ from gpureg import checkpoints
 from gpureg.arithmetic import error_bound
 from gpureg.checkpoints import CheckpointError
 from gpureg.reporting import comparing
-from tests.checkpoints.samples import SAMPLES, Array, npz
+from gpureg.reporting.tensors import tensors_of
+from tests.checkpoints.samples import SAMPLES, Array, npz, storage, torch_zip, view
 from tests.helpers import assert_bits, content, values
 from tests.test_report import written
 
@@ -145,6 +146,39 @@ class TestDiff:
         assert np.float32(total.penalty_b) == gpureg.Penalty(b, rules)()
         assert total.penalty_change == total.penalty_b - total.penalty_a
         assert gpureg.diff(a, b).total.penalty_a is None
+
+    def test_tensors_that_share_memory_in_both_count_once(self, tmp_path: Path) -> None:
+        a, b = np.array([3.0, 4.0]), np.array([3.0, 4.5])
+        both = gpureg.diff({"v": a, "w": a, "e": a[:0]}, {"v": b, "w": b, "e": b[:0]})
+        assert [change.l1 for change in both] == [0.5, 0.5, 0.0]
+        assert (both.total.size, both.total.changed, both.total.l1, both.total.relative_l1) == (2, 1, 0.5, 0.5 / 7)
+        # Tied in one alone, they may differ each in its own way.
+        for one in (
+            gpureg.diff({"v": a, "w": a}, {"v": b, "w": b.copy()}),
+            gpureg.diff({"v": a, "w": a.copy()}, {"v": b, "w": b}),
+        ):
+            assert (one.total.size, one.total.changed, one.total.relative_l1) == (4, 2, 1 / 14)
+        whole = view(storage("0", 2), 0, (2,), (1,))
+        data = torch_zip({"v": whole, "w": whole}, {"0": a.astype(np.float32).tobytes()})
+        path = written(tmp_path / "a.pt", data)
+        assert gpureg.diff(path, path).total.size == gpureg.report(path).total.size == 2
+        # What is not mapped is no memory that could be shared.
+        path = written(tmp_path / "a.npz", npz(True, v=a, w=b))
+        assert gpureg.diff(path, path).total.size == gpureg.report(path).total.size == 4
+
+    def test_only_what_a_penalty_needs_is_read(self) -> None:
+        a = {"w": np.ones(2), "old": np.ones(3), "shape": np.ones(4)}
+        b = {"w": np.zeros(2), "new": np.ones(3), "shape": np.ones(5)}
+        read: list[str] = []
+        before, after = tensors_of(a, "a"), tensors_of(b, "b")
+        comparing.compare(before, after, None, lambda tensor, _: read.append(tensor.name))
+        assert read == ["w", "w"]
+        comparing.compare(before, after, gpureg.L1(), lambda tensor, _: read.append(tensor.name))
+        assert sorted(read[2:]) == ["new", "old", "shape", "shape", "w", "w"]
+
+    def test_what_is_not_of_floats_is_compared_by_shape_and_dtype_alone(self) -> None:
+        difference = gpureg.diff({"n": np.arange(3)}, {"n": np.arange(1, 4)})
+        assert (difference.same, difference.not_compared) == (True, ("n",))
 
     def test_rules_may_be_for_what_one_of_them_lacks(self) -> None:
         a, b = {"old": np.ones(2)}, {"new": np.ones(3)}

@@ -197,7 +197,18 @@ class TestReport:
         (row,) = gpureg.report({"w": np.array([1.0, math.inf, math.nan])}, threshold=math.inf)
         assert row.below == 1
 
-    @pytest.mark.parametrize("threshold", [-1.0, math.nan, "1", None, True])
+    @pytest.mark.parametrize("threshold", [np.float32(0.5), np.float64(0.5), np.float16(0.5), 0.5])
+    def test_a_threshold_of_numpy(self, threshold: Any) -> None:
+        (row,) = gpureg.report({"w": np.array([0.25, 0.5, 1.0])}, threshold=threshold)
+        assert row.below == 1
+        (row,) = gpureg.report({"w": np.array([0.25, 0.5, 1.0])}, threshold=np.int8(1))  # type: ignore[arg-type]
+        assert row.below == 2
+
+    def test_a_threshold_that_no_float_holds_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="threshold is too large for a float"):
+            gpureg.report({}, threshold=10**400)
+
+    @pytest.mark.parametrize("threshold", [-1.0, math.nan, "1", None, True, np.True_, np.float32("nan"), -(10**400)])
     def test_a_threshold_that_is_none_is_refused(self, threshold: Any) -> None:
         with pytest.raises(ValueError, match="threshold must be a number that is not negative, not"):
             gpureg.report({}, threshold=threshold)
@@ -229,6 +240,30 @@ class TestReport:
             gpureg.report(tmp_path / "a.npy")
         with pytest.raises(TypeError, match="one item is 1"):
             gpureg.report([1])
+
+    @pytest.mark.parametrize(
+        ("array", "said"),
+        [
+            (np.ones(3, np.dtype(np.float32).newbyteorder()), "has dtype .*, of the other byte order; give"),
+            (np.ones(3, np.dtype(np.float16).newbyteorder()), "has dtype .*, of the other byte order; give"),
+            (np.ones(3, np.longdouble), "has dtype .*; expected float16 or"),
+            (np.ones(3, ml_dtypes.float8_e4m3fn), "has dtype float8_e4m3fn; expected float16 or"),
+            (np.ones(3, ml_dtypes.bfloat16).view("V2"), "has dtype .*V2; expected float16 or"),
+            (np.array([1.0, None]), "has dtype object; expected float16 or"),
+            ([1.0, 2.0], "must be an array of numpy, .*, not list"),
+            (3, "must be an array of numpy, .*, not int"),
+            (None, "must be an array of numpy, .*, not NoneType"),
+        ],
+    )
+    def test_what_cannot_be_read_is_refused_as_penalty_does(self, array: Any, said: str) -> None:
+        for take in (gpureg.report, lambda w: gpureg.diff(w, w), lambda w: gpureg.Penalty(w, gpureg.L1())):
+            with pytest.raises(TypeError, match=rf"^weights\['w'\] {said}"):
+                take({"w": array})
+
+    @pytest.mark.parametrize("dtype", ["i8", ">i4", "u1", "?", "c8", "U3", "S3", "M8[s]"])
+    def test_what_is_not_of_floats_is_listed(self, dtype: str) -> None:
+        (row,) = gpureg.report({"n": np.zeros(3, dtype)})
+        assert (row.name, row.shape, row.dtype, row.sum_abs) == ("n", (3,), str(np.dtype(dtype)), None)
 
     def test_a_name_that_comes_twice_is_refused(self, tmp_path: Path) -> None:
         entries = read(tmp_path / "w.npy", npy(np.ones(2)))

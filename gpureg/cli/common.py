@@ -1,5 +1,6 @@
 """What commands share: what must be installed, text for a terminal, and files that are whole or not there."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -47,23 +48,38 @@ def complain(command: str, error: Exception) -> int:
 
 def check_writable(path: Path) -> None:
     """Refuse a path that no file can be written to, before the work whose result goes there."""
-    folder = path.resolve().parent
     if path.is_dir():
         raise UsageError(f"{path} is a folder; expected the name of a file")
+    if _is_special(path):
+        return
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+    folder = path.resolve().parent
     if not folder.is_dir():
         raise UsageError(f"{path} cannot be written: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"{path} cannot be written: the folder {folder} is read-only")
 
 
+def _is_special(path: Path) -> bool:
+    """Return whether a path leads to a device or a pipe, as /dev/stdout may: it is written to, and not replaced.
+
+    To be asked of the path as it is given: what a link to a pipe resolves to is no name that could be opened.
+    """
+    return path.exists() and not path.is_file()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that takes `path`'s place once it is whole; if anything fails, or on Ctrl-C, nothing has changed."""
-    path = path.resolve()
-    if path.exists() and not path.is_file():  # /dev/stdout or a pipe: nothing to replace
+    if _is_special(path):
         with path.open("wb") as file:
             yield file
         return
+    path = path.resolve()
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with unfinished.open("wb") as file:

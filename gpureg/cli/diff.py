@@ -16,7 +16,8 @@ from gpureg.reporting.tensors import tensors_of
 
 _EPILOG = """\
 A and B are checkpoints, each anything that `gpureg report` reads, of one format or two. Tensors of one name and shape
-are compared element by element, in float64, whatever their dtypes; tensors of integers by shape and dtype alone.
+are compared element by element, in float64, whatever their dtypes. Tensors that are not of floats are compared by
+shape and dtype alone: if only their elements differ, as counters of steps do, that is not told.
 
 examples:
   gpureg diff old.safetensors new.safetensors                  what changed
@@ -26,8 +27,8 @@ examples:
 
 In JSON, null is what there is none of, and "NaN" and "Infinity" are strings.
 
-exit status: 0 nothing differs, 1 something does, 2 the command line is wrong, a file cannot be read or is broken, or
-something is not installed, 130 interrupted, 141 whoever read the output left
+exit status: 0 nothing that is compared differs, 1 something does, 2 the command line is wrong, a file cannot be read or
+is broken, or something is not installed, 130 interrupted, 141 whoever read the output left
 """
 
 _FIGURES = tuple(Changes.__dataclass_fields__)

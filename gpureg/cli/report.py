@@ -75,7 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         _check(arguments)
         rules = options.rules_of(arguments)
-        (entries,) = options.without(arguments.exclude, options.read(arguments.paths))
+        entries = options.read(arguments.paths)
+        _check_apart(arguments, entries)
+        (entries,) = options.without(arguments.exclude, entries)
         histogram = Histogram() if arguments.plot or arguments.html else None
         report = _read(entries, rules, arguments.threshold, histogram)
     except (CheckpointError, UsageError) as error:
@@ -98,16 +100,25 @@ def _check(arguments: argparse.Namespace) -> None:
         require("cli", matplotlib="matplotlib")
     for path in filter(None, (arguments.plot, arguments.html)):
         check_writable(path)
-        if any(_is_same(path, read) for read in arguments.paths):
+
+
+def _check_apart(arguments: argparse.Namespace, entries: list[Entry]) -> None:
+    """Refuse to write over what is read, what lies in a folder too, or one file over the other."""
+    read = {*arguments.paths, *(entry.source.path for entry in entries), *filter(None, [arguments.rules])}
+    read.update(index for path in arguments.paths for index in path.glob("*.safetensors.index.json"))
+    for path in filter(None, (arguments.plot, arguments.html)):
+        if any(_is_same(path, other) for other in read):
             raise UsageError(f"{path} is what is to be read; expected the name of another file")
+    if arguments.plot and arguments.html and _is_same(arguments.plot, arguments.html):
+        raise UsageError(f"--plot and --html both name {arguments.html}; expected two files")
 
 
 def _is_same(path: Path, other: Path) -> bool:
-    """Return whether two paths lead to one file."""
+    """Return whether two paths lead to one file, which need not be there yet."""
     try:
         return path.samefile(other)
     except OSError:  # one of them leads nowhere
-        return False
+        return path.resolve() == other.resolve()
 
 
 def _read(entries: list[Entry], rules: Any, threshold: float, histogram: Histogram | None) -> Report:

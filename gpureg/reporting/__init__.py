@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from gpureg.reporting.comparing import Change, Difference, Mismatch, compare
 from gpureg.reporting.measuring import measure
 from gpureg.reporting.rows import Group, Report, Row, Total, assign, build
@@ -22,14 +24,14 @@ def report(weights: Any, rules: Any = None, *, threshold: float = THRESHOLD) -> 
     ----------
     weights
         The path of a checkpoint, anything that `gpureg.checkpoints.read` reads; what that returns, or a part of it; or
-        arrays by name, as `gpureg.Penalty` takes them, of any of its libraries. Tensors that are not of floats are
-        listed, and left out of everything else.
+        arrays by name, as `gpureg.Penalty` takes them, of any of its libraries. Tensors that are not of floats, but
+        of integers, say, are listed, and left out of everything else.
     rules
         `Rules`, or what makes them: a regularizer for all, a dictionary, or pairs of a pattern and a regularizer. They
         are matched with the names; predicates are given the array, or the entry of the checkpoint. By default there is
         no penalty. A tensor that is not of floats need not match.
     threshold
-        Elements with |w| below it are counted.
+        Elements with |w| below it are counted; a number of Python or NumPy.
 
     Returns
     -------
@@ -43,10 +45,11 @@ def report(weights: Any, rules: Any = None, *, threshold: float = THRESHOLD) -> 
     gpureg.checkpoints.CheckpointError
         If the file cannot be read, or is broken.
     TypeError
-        If an array is of no known library, or a name no string.
+        If an array is of no known library, or of floats that `gpureg.Penalty` does not take: of the other byte order,
+        of 8 bits, longer than float64. If a name is no string.
     ValueError
-        If a name comes twice, the threshold is negative or NaN, rules match nothing, no rule matches a tensor, or
-        tensors that share memory have different regularizers.
+        If a name comes twice, the threshold is negative, NaN or too large for a float, rules match nothing, no rule
+        matches a tensor, or tensors that share memory have different regularizers.
 
     Examples
     --------
@@ -70,7 +73,8 @@ def diff(a: Any, b: Any, rules: Any = None) -> Difference:
     """Return how the weights of B differ from those of A, tensor by tensor, by name.
 
     Both are read once, piece by piece and side by side. Differences are formed and summed in float64. Elements are the
-    same if they are equal, so 0.0 and -0.0 are, or both NaN.
+    same if they are equal, so 0.0 and -0.0 are, or both NaN. Tensors that are not of floats are compared by shape and
+    dtype alone, as their elements are not read: where these differ, nothing tells, and `same` may still be True.
 
     Parameters
     ----------
@@ -82,8 +86,9 @@ def diff(a: Any, b: Any, rules: Any = None) -> Difference:
     Returns
     -------
     Difference
-        A sequence of `Change`, one for each tensor that both have in one shape, in A's order; and what was `added`,
-        `removed` and `reshaped`.
+        A sequence of `Change`, one for each tensor of floats that both have in one shape, in A's order; what was
+        `added`, `removed` and `reshaped`; and what was `not_compared`. Tensors that share memory in both have a
+        `Change` each, and count once in the `total`.
 
     Raises
     ------
@@ -110,6 +115,10 @@ def diff(a: Any, b: Any, rules: Any = None) -> Difference:
 
 def checked(threshold: Any) -> float:
     """Return a threshold that can be compared with; a ValueError otherwise."""
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold >= 0:
+    known = isinstance(threshold, int | float | np.integer | np.floating) and not isinstance(threshold, bool)
+    if not known or not threshold >= 0:
         raise ValueError(f"threshold must be a number that is not negative, not {threshold!r}")
-    return float(threshold)
+    try:
+        return float(threshold)
+    except OverflowError:
+        raise ValueError("threshold is too large for a float") from None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gpureg import backends
 from gpureg.reporting.measuring import Look, measure
-from gpureg.reporting.rows import Assignments, Report, assign, build, sum_of
+from gpureg.reporting.rows import Assignments, assign, build, sum_of
 from gpureg.reporting.tensors import Tensor
 from gpureg.statistics import Statistics, join
 
@@ -84,7 +84,8 @@ class Difference(Sequence[Change]):
     Attributes
     ----------
     total : Changes
-        All of these together. The penalties are those of the whole of A and of the whole of B.
+        All of these together; those that share their memory in A and in B count once. The penalties are those of the
+        whole of A and of the whole of B.
     added, removed : tuple of str
         The tensors that only B has, and only A.
     reshaped : tuple of Mismatch
@@ -125,7 +126,10 @@ class Difference(Sequence[Change]):
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs: the same names, shapes and dtypes, and the same elements."""
+        """Whether nothing differs: the same names, shapes and dtypes, and of floats the same elements.
+
+        Of the tensors in `not_compared` only shape and dtype are known to be the same.
+        """
         return not (self.added or self.removed or self.reshaped) and all(change.same for change in self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,9 +164,8 @@ def compare(a: Sequence[Tensor], b: Sequence[Tensor], rules: Any, look: Look | N
 
     said_of_a, said_of_b = _assign(a, b, paired, rules)
     found = {one.name: _differences(one, other, look) for one, other in pairs}
-    report_a = _report(a, {name: each[0] for name, each in found.items()}, said_of_a, look)
-    report_b = _report(b, {name: each[1] for name, each in found.items()}, said_of_b, look)
-    losses_a, losses_b = report_a.losses(), report_b.losses()
+    losses_a = _losses(a, {name: each[0] for name, each in found.items()}, said_of_a, look)
+    losses_b = _losses(b, {name: each[1] for name, each in found.items()}, said_of_b, look)
     changes = [
         Change(
             name=one.name,
@@ -174,7 +177,8 @@ def compare(a: Sequence[Tensor], b: Sequence[Tensor], rules: Any, look: Look | N
         )
         for one, other in pairs
     ]
-    together = _figures(join([each[2] for each in found.values()]), join([each[0] for each in found.values()]))
+    counted = [found[one.name] for one in _untied(pairs)]
+    together = _figures(join([each[2] for each in counted]), join([each[0] for each in counted]))
     penalties = (None, None) if rules is None else (sum_of(losses_a.values()), sum_of(losses_b.values()))
     return Difference(
         changes,
@@ -203,14 +207,25 @@ def _assign(
     return assignments[: len(a)], [said[tensor.name] for tensor in b]
 
 
-def _report(
+def _untied(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Return the tensors of A in pairs, the first of each that are the same memory in A and the same in B."""
+    firsts: dict[Any, Tensor] = {}
+    for one, other in pairs:
+        memory = one.memory(), other.memory()
+        firsts.setdefault(one.name if None in memory else memory, one)
+    return list(firsts.values())
+
+
+def _losses(
     tensors: Sequence[Tensor], known: dict[str, Statistics], assignments: Assignments | None, look: Look | None
-) -> Report:
-    """Return the report of tensors, of which the statistics of some are known; the others are read."""
+) -> dict[str, float]:
+    """Return the penalties of tensors by name. Only for these are those read whose statistics are not yet known."""
+    if assignments is None:
+        return {}
     others = [tensor for tensor in tensors if tensor.name not in known]
     measured = {tensor.name: each for tensor, each in zip(others, measure(others, 0.0, look), strict=True)}
     statistics = measured | known
-    return build(tensors, [statistics[tensor.name] for tensor in tensors], assignments)
+    return build(tensors, [statistics[tensor.name] for tensor in tensors], assignments).losses()
 
 
 def _differences(a: Tensor, b: Tensor, look: Look | None) -> tuple[Statistics, Statistics, Statistics]:

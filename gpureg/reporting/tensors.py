@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -67,7 +68,7 @@ class Tensor(NamedTuple):
         return Elements(self, memory_order(array), array)
 
     def _native(self) -> tuple[Backend, Any]:
-        name = f"weights[{self.name!r}]"
+        name = _label(self.name)
         library = libraries.of(self.given, name)
         native = library.native(self.given, name)
         return library.backend(native), native
@@ -138,5 +139,19 @@ def _of_entry(entry: Entry) -> Tensor:
 
 
 def _of_array(name: str, array: Any) -> Tensor:
+    library = libraries.of(array, _label(name))
     dtype = dtype_name(array)
-    return Tensor(name, tuple(getattr(array, "shape", ())), dtype, dtype in DTYPES, array)
+    floating = dtype in DTYPES
+    if not floating and _may_be_floats(array.dtype):
+        library.native(array, _label(name))  # says what it is, and what is taken
+    return Tensor(name, tuple(array.shape), dtype, floating, array)
+
+
+def _may_be_floats(dtype: Any) -> bool:
+    """Return whether a dtype, of any library, is of floats, or does not tell what its elements are."""
+    # Unlike its text, the name has no byte order; PyTorch's have a text alone.
+    return re.search("float|void|object", getattr(dtype, "name", str(dtype))) is not None
+
+
+def _label(name: str) -> str:
+    return f"weights[{name!r}]"

@@ -221,7 +221,8 @@ class TestErrors:
             cli.main(["diff", "--help"])
         out = capsys.readouterr().out
         assert "examples:" in out
-        assert "exit status: 0 nothing differs, 1 something does, 2" in out
+        assert "exit status: 0 nothing that is compared differs, 1 something does, 2" in out
+        assert "shape and dtype alone: if only their elements differ" in out
 
 
 @pytest.mark.parametrize("form", ["table", "json", "csv", "markdown"])

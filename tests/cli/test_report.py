@@ -291,6 +291,7 @@ class TestErrors:
             (["--html", "no/a.html"], "no/a.html cannot be written: there is no folder"),
             (["--html", "."], ". is a folder; expected the name of a file"),
             (["--html", "a.npz"], "a.npz is what is to be read; expected the name of another file"),
+            (["--html", "a.svg", "--plot", "./a.svg"], "--plot and --html both name a.svg; expected two files"),
         ],
     )
     def test_options(
@@ -300,6 +301,40 @@ class TestErrors:
         before = path.read_bytes()
         assert said in self.refused(run, path, *options)
         assert path.read_bytes() == before
+
+    @pytest.mark.parametrize("name", ["model-1.safetensors", "model.safetensors.index.json", "../link", "rules.json"])
+    def test_no_part_of_a_checkpoint_is_written_over(self, run: Run, tmp_path: Path, name: str) -> None:
+        folder = tmp_path / "model"
+        folder.mkdir()
+        (folder / "model-1.safetensors").write_bytes(header({"w": tensor("F32", [1], 0, 4)}, bytes(4)))
+        (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "model-1.safetensors"}}')
+        (folder / "rules.json").write_text('{"rules": [{"match": "w", "penalty": "none"}]}')
+        (tmp_path / "link").symlink_to(folder / "model-1.safetensors")
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        options = ["--exclude", "w"] if name == "../link" else ["--rules", folder / "rules.json"]
+        err = self.refused(run, folder, "--html", folder / name, *options)
+        assert f"{folder / name} is what is to be read; expected the name of another file" in err
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    def test_a_link_that_leads_to_itself(self, run: Run, path: Path, tmp_path: Path) -> None:
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        assert f"{tmp_path / 'loop'} cannot be written: Too many levels" in self.refused(
+            run, path, "--html", tmp_path / "loop"
+        )
+
+    @pytest.mark.parametrize("suffix", ["json", "toml"])
+    def test_rules_that_are_nested_without_end(self, run: Run, path: Path, tmp_path: Path, suffix: str) -> None:
+        rules = tmp_path / f"rules.{suffix}"
+        rules.write_text(("rules = " if suffix == "toml" else "") + 100_000 * "[")
+        assert f"{rules}: brackets are nested too deeply" in self.refused(run, path, "--rules", rules)
+
+    @pytest.mark.parametrize("command", ["report", "diff"])
+    def test_a_backend_that_is_none(self, path: Path, command: str) -> None:
+        arguments = [sys.executable, "-m", "gpureg", command, *[str(path)] * (2 if command == "diff" else 1)]
+        variables = os.environ | {"GPUREG_BACKEND": "bogus"}
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=variables)
+        said = f"gpureg {command}: GPUREG_BACKEND is 'bogus'; expected 'llvm' or 'numpy'\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
     def test_rules_that_do_not_fit(self, run: Run, path: Path, tmp_path: Path) -> None:
         rules = tmp_path / "rules.toml"
@@ -413,6 +448,13 @@ class TestProcess:
         assert "reading" in shown
         assert re.search(r"\d+(\.\d+)? [GMk]B/s", shown)
         assert re.search(r"\d:\d\d:\d\d", shown)
+
+    def test_a_page_goes_into_a_pipe(self, path: Path) -> None:
+        command = [sys.executable, "-m", "gpureg", "report", str(path), "--html", "/dev/stdout", "--format", "csv"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("<!DOCTYPE html>")
+        assert "</html>\nname,shape" in done.stdout
 
     def test_a_reader_who_leaves_stops_it_quietly(self, path: Path) -> None:
         command = f"'{sys.executable}' -m gpureg report '{path}' | head -c 1"

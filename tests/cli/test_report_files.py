@@ -144,6 +144,23 @@ class TestFiles:
         assert mpl.rcParams.copy() == before
         assert "matplotlib.pyplot" not in sys.modules
 
+    @pytest.mark.parametrize(
+        "w", [np.array([5e-324, 1.0]), np.array([5e-324]), np.array([5e-324, 1.7976931348623157e308])]
+    )
+    def test_pictures_of_the_smallest_and_the_largest(self, run: Run, tmp_path: Path, w: Array) -> None:
+        path = tmp_path / "a.npz"
+        path.write_bytes(npz(False, w=w))
+        options = ["--threshold", "1e-300", "--html", tmp_path / "a.html", "--plot", tmp_path / "a.svg"]
+        status, _, err = run(path, *options)
+        assert (status, err) == (0, "")
+
+    def test_names_are_no_mathematics(self, run: Run, tmp_path: Path) -> None:
+        path = tmp_path / r"$\no{$.npz"
+        path.write_bytes(npz(False, **{r"$\frac$.w": np.ones(2), r"$^$.w": np.ones(2)}))
+        status, _, err = run(path, "--html", tmp_path / "a.html", "--plot", tmp_path / "a.svg")
+        assert (status, err) == (0, "")
+        assert r"<!-- $\no{$.npz -->" in (tmp_path / "a.svg").read_text()
+
     @pytest.mark.parametrize("arrays", [{}, {"n": np.arange(3)}, {"w": np.zeros(3)}, {"e": np.ones((0, 2))}])
     def test_pictures_of_nothing(self, run: Run, tmp_path: Path, arrays: dict[str, Array]) -> None:
         path = tmp_path / "a.npz"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gpureg import L1L2, HalvedL2, Regularizer, Rules, checkpoints
+from gpureg import L1L2, HalvedL2, Regularizer, Rules, backends, checkpoints
 from gpureg.checkpoints import Entry
 from gpureg.checkpoints.files import quoted, shown
 from gpureg.cli.common import UsageError, require
@@ -77,6 +77,10 @@ def check(arguments: argparse.Namespace) -> None:
     """Refuse what cannot be shown here, before time is spent."""
     if arguments.format == "table":
         require("cli", rich="rich")
+    try:
+        backends.cpu()
+    except (RuntimeError, ValueError) as error:  # of what the environment asks for
+        raise UsageError(str(error)) from error
 
 
 def rules_of(arguments: argparse.Namespace) -> Rules | Regularizer | None:
@@ -87,6 +91,8 @@ def rules_of(arguments: argparse.Namespace) -> Rules | Regularizer | None:
             raise UsageError("--rules says all of the penalty; --l1, --l2 and --halved cannot be given with it")
         try:
             return Rules.from_file(arguments.rules)
+        except RecursionError:
+            raise UsageError(f"{arguments.rules}: brackets are nested too deeply to be read") from None
         except (OSError, TypeError, ValueError) as error:
             raise UsageError(str(error)) from error
     if arguments.halved and l2 is None:

@@ -91,7 +91,8 @@ def sheet(report: Report, histogram: Histogram, title: str, threshold: float, fo
     tall = _height(shown, MOST)
     with _figure(12.0, tall + 4.45) as figure:
         height = figure.get_figheight()
-        figure.text(0.02, 1 - 0.3 / height, _short(printable(title), 100), fontsize=13, fontweight="bold", va="center")
+        heading = _short(printable(title), 100)
+        figure.text(0.02, 1 - 0.3 / height, heading, fontsize=13, fontweight="bold", va="center", parse_math=False)
         figure.text(0.02, 1 - 0.6 / height, _about(report), color="0.25", va="center")
         above = figure.add_axes((0.06, 1 - 3.0 / height, 0.92, 1.95 / height))
         magnitudes(above, report, histogram, threshold)
@@ -171,8 +172,9 @@ def magnitudes(axes: "Axes", report: Report, histogram: Histogram, threshold: fl
     edges, counts = histogram.bins()
     total = report.total
     if len(counts):
-        with np.errstate(divide="ignore"):
-            places = np.log2(np.minimum(edges, np.finfo(np.float64).max))
+        # The smallest subnormals begin at 0, and the largest numbers end at infinity.
+        numbers = np.finfo(np.float64)
+        places = np.log2(np.clip(edges, numbers.smallest_subnormal, numbers.max))
         axes.stairs(100 * counts / total.size / np.diff(places), places, fill=True, color=LIGHT, edgecolor=DARK)
         axes.set_yscale("log")
         # The few smallest weights of millions would make the axis long, and the others invisible.
