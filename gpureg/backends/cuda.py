@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpureg import arithmetic, backends, compiler, driver
-from gpureg.backends import Leaf, Mode, ProximalPlan, Results, Scalar, Values
+from gpureg.backends import Leaf, Mode, ModePlan, ProximalPlan, Results, Scalar, Values
 from gpureg.statistics import Statistics
 
 THREADS = arithmetic.ROW_BYTES // 16
@@ -272,7 +272,7 @@ class _Values:
         return self._view((self._count, 2), np.float64, 0) if self._has_sums else None
 
 
-class CudaPlan:
+class CudaPlan(ModePlan):
     """Tensors and the tables that kernels read of them; see `gpureg.backends.Plan` for each method.
 
     Tables are copied to the device once. All that a pass needs beside them, results included, is memory of its own, so
@@ -310,24 +310,6 @@ class CudaPlan:
         apart = self._apart + self._set_places(places, "gradient", gradients)
         return self._bound(places, apart, gradients)
 
-    def value(  # noqa: D102
-        self, dtype: np.dtype[Any], *, strength: Scalar = 1.0, divisor: int = 1, sums: bool = False
-    ) -> Values:
-        return self._run(Mode.VALUE, dtype, self._weights_only, strength, 1.0, divisor, sums=sums)
-
-    def gradient(self, gradients: _Bound, *, strength: Scalar = 1.0, upstream: Scalar = 1.0) -> None:  # noqa: D102
-        self._run(Mode.GRADIENT, np.dtype(np.float64), gradients, strength, upstream)
-
-    def value_and_gradient(  # noqa: D102
-        self, dtype: np.dtype[Any], gradients: _Bound, *, strength: Scalar = 1.0, upstream: Scalar = 1.0
-    ) -> Values:
-        return self._run(Mode.VALUE_AND_GRADIENT, dtype, gradients, strength, upstream)
-
-    def accumulate(  # noqa: D102
-        self, dtype: np.dtype[Any], gradients: _Bound, *, strength: Scalar = 1.0, upstream: Scalar = 1.0
-    ) -> Values:
-        return self._run(Mode.ACCUMULATE, dtype, gradients, strength, upstream)
-
     def _set_places(self, places: NDArray[Any], name: str, arrays: Sequence[Any]) -> list[_Apart]:
         """Set where the arrays lie; return those that cannot be read where they are."""
         views = [array.transpose(axes) for array, axes in zip(arrays, self._axes, strict=True)]
@@ -353,16 +335,15 @@ class CudaPlan:
         self,
         mode: Mode,
         dtype: np.dtype[Any],
-        bound: _Bound,
+        gradients: _Bound | None,
         strength: Scalar,
         upstream: Scalar,
         divisor: int = 1,
-        *,
-        sums: bool = False,
+        every_sum: bool = False,
     ) -> Values:
         """Launch a pass over all tensors, and return where the penalties will be."""
         cupy = _cupy()
-        count = len(self.leaves)
+        bound, count = gradients or self._weights_only, len(self.leaves)
         if not count:
             return Results(cupy.zeros((), dtype), cupy.zeros(0), cupy.zeros(0, np.float32), cupy.zeros((0, 2)))
         with self.leaves[0].weights.device, self._lock:
@@ -380,10 +361,10 @@ class CudaPlan:
             )
             if bound.apart:
                 with _side_by_side(bound, mode, stream) as places:
-                    self._launch(bound, places, mode, own, stream, sums=sums)
+                    self._launch(bound, places, mode, own, stream, sums=every_sum)
             else:
-                self._launch(bound, bound.places, mode, own, stream, sums=sums)
-            values = _Values(results, count, dtype, sums=sums)
+                self._launch(bound, bound.places, mode, own, stream, sums=every_sum)
+            values = _Values(results, count, dtype, sums=every_sum)
             stream.keep(values.total)
             return values
 
