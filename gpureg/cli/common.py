@@ -1,5 +1,6 @@
 """What commands share: what must be installed, text for a terminal, and files that are whole or not there."""
 
+import argparse
 import errno
 import os
 import sys
@@ -44,6 +45,17 @@ def complain(command: str, error: Exception) -> int:
     """Say on one line of standard error what is wrong, and return the exit status."""
     sys.stderr.write(f"gpureg {command}: {printable('; '.join(str(error).splitlines()))}\n")
     return 2
+
+
+def positive(given: str) -> int:
+    """Return an option's number of things, at least one."""
+    try:
+        number = int(given)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, not {given!r}")
+    return number
 
 
 def check_writable(path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpureg.checkpoints import CheckpointError, Entry
-from gpureg.cli.common import UsageError, check_writable, complain, replacing, require, write
+from gpureg.cli.common import UsageError, check_writable, complain, positive, replacing, require, write
 from gpureg.cli.reporting import options, text
 from gpureg.cli.reporting.histogram import Histogram
 from gpureg.cli.reporting.progress import progress
@@ -47,14 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rows, output = options.add(parser, _COLUMNS)
     rows.add_argument(
         "--threshold",
-        type=options.threshold,
+        type=options.number,
         default=THRESHOLD,
         metavar="X",
         help=f"count weights with |w| below X (default: {THRESHOLD:g})",
     )
     rows.add_argument("--group", action="store_true", help="a row for tensors whose names differ by numbers alone")
     rows.add_argument(
-        "--depth", type=options.positive, metavar="N", help="with --group: only the first N parts of a name count"
+        "--depth", type=positive, metavar="N", help="with --group: only the first N parts of a name count"
     )
     output.add_argument(
         "--plot", type=_picture, metavar="FILE.png|svg", help="draw norms and sparsity by layer, and a histogram"

@@ -1,10 +1,9 @@
 """`gpureg demo`: the fused pass on large weights, and regularizers at work on a real network."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from gpureg.cli.common import UsageError, check_writable
+from gpureg.cli.common import UsageError, check_writable, complain, positive
 from gpureg.cli.demo import experiment, large
 from gpureg.cli.demo.common import require_extra
 
@@ -25,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     network = parser.add_argument_group("digits, a real network")
     network.add_argument(
-        "--seeds", type=_positive, default=experiment.SEEDS, metavar="N", help="trainings of each kind (default: 5)"
+        "--seeds", type=positive, default=experiment.SEEDS, metavar="N", help="trainings of each kind (default: 5)"
     )
     network.add_argument(
-        "--epochs", type=_positive, default=experiment.EPOCHS, metavar="N", help="epochs of a training (default: 60)"
+        "--epochs", type=positive, default=experiment.EPOCHS, metavar="N", help="epochs of a training (default: 60)"
     )
     network.add_argument(
         "--output",
@@ -53,25 +52,14 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.act != "large":
             experiment.run(arguments.output, arguments.json, seeds=arguments.seeds, epochs=arguments.epochs)
     except UsageError as error:
-        print(f"gpureg demo: {error}", file=sys.stderr)
-        return 2
+        return complain("demo", error)
     return status
 
 
 def _power_of_two(given: str) -> int:
-    number = _positive(given)
+    number = positive(given)
     if number & (number - 1) or number > _MOST:
         raise argparse.ArgumentTypeError(f"expected a power of two up to {_MOST}, such as {large.SIZE}, not {given}")
-    return number
-
-
-def _positive(given: str) -> int:
-    try:
-        number = int(given)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, not {given!r}")
     return number
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from gpureg import L1L2, HalvedL2, Regularizer, Rules, backends, checkpoints
 from gpureg.checkpoints import Entry
 from gpureg.checkpoints.files import quoted, shown
-from gpureg.cli.common import UsageError, require
+from gpureg.cli.common import UsageError, positive, require
 
 FORMATS = ("table", "json", "csv", "markdown")
 
@@ -24,8 +24,8 @@ def add(parser: argparse.ArgumentParser, columns: Iterable[str]) -> tuple[Any, A
     Rows can be sorted by `columns`.
     """
     penalty = parser.add_argument_group("penalty")
-    penalty.add_argument("--l1", type=_number, metavar="X", help="penalise X * sum|w| of every tensor")
-    penalty.add_argument("--l2", type=_number, metavar="X", help="penalise X * sum w*w of every tensor")
+    penalty.add_argument("--l1", type=number, metavar="X", help="penalise X * sum|w| of every tensor")
+    penalty.add_argument("--l2", type=number, metavar="X", help="penalise X * sum w*w of every tensor")
     penalty.add_argument(
         "--halved", action="store_true", help="halve the L2 term, as tf.nn.l2_loss and weight decay do"
     )
@@ -47,30 +47,15 @@ def add(parser: argparse.ArgumentParser, columns: Iterable[str]) -> tuple[Any, A
     return rows, output
 
 
-def _number(given: str) -> float:
+def number(given: str) -> float:
+    """Return an option's number, a strength or a magnitude to compare with."""
     try:
-        number = float(given)
+        value = float(given)
     except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
+        value = math.nan
+    if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a finite number that is not negative, not {given!r}")
-    return number
-
-
-def positive(given: str) -> int:
-    """Return a number of rows or parts."""
-    try:
-        number = int(given)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, not {given!r}")
-    return number
-
-
-def threshold(given: str) -> float:
-    """Return a magnitude to compare with."""
-    return _number(given)
+    return value
 
 
 def check(arguments: argparse.Namespace) -> None:
