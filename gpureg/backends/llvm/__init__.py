@@ -302,6 +302,14 @@ class _Table:
             cuts.update(alone.tolist(), (alone + 1).tolist())
         return list(itertools.pairwise(sorted(cuts))), worth_threads
 
+    def share(self, work_off: Callable[[Callable[[], tuple[int, int] | None]], None]) -> None:
+        """Have all units worked off, by threads if that is worth it; see `gpureg.threads.share`."""
+        units, worth_threads = self.units()
+        if worth_threads:
+            threads.share(units, work_off)
+        else:
+            work_off(iter([*units, None]).__next__)
+
 
 _PASS = struct.Struct("=9q5d")
 _PassMemory = ctypes.c_double * 14
@@ -333,11 +341,7 @@ class _Pass:
 
     def run(self) -> tuple[float, float]:
         """Pass over all pieces, and return the total, and that rounded to float32."""
-        units, worth_threads = self._table.units()
-        if worth_threads:
-            threads.share(units, self._work_off)
-        else:
-            self._work_off(iter([*units, None]).__next__)
+        self._table.share(self._work_off)
         record = self._record(self._table.address, self._totals)
         _kernels().put_together().call(ctypes.addressof(record))
         return record[12], record[13]

@@ -411,6 +411,27 @@ def _add_tree(f: Function, leaves: Value, count: Value, kind: Any) -> None:
     f.loop(lambda count: count > 1, add_level, count)
 
 
+def _take_tiles(
+    f: Function, pieces: Value, index: Value, stop: Value, tiles: Value, take: Callable[[Value, Value, Value], None]
+) -> None:
+    """Let the tiles of a piece be taken, each given its index, its elements, and those to the tile that is next.
+
+    The latter are 0 where nothing follows. Each leaves its pair of sums in `tiles`, whose sum comes first in the end.
+    """
+    piece = _Record(f, PIECE, pieces + index * PIECE.itemsize)
+    following = _Record(f, PIECE, pieces + f.select(index + 1 < stop, index + 1, index) * PIECE.itemsize)
+    size, tile = piece["size"], piece["tile"]
+    count = (size + tile - 1) // tile
+    goes_on = following["weights"] == piece["weights"] + PIECE_TILES * TILE_BYTES
+
+    def take_tile(i: Value) -> None:
+        left = size - i * tile
+        take(i, f.select(left < tile, left, tile), f.select(goes_on | (i + 1 < count), tile, f.constant(INT, 0)))
+
+    f.repeat(count, take_tile)
+    _add_tree(f, tiles, count, _PAIR)
+
+
 @_once
 def take() -> Any:
     """Return the function that passes over the pieces `start` to `stop` of a pass, and writes the sums of each."""
@@ -426,22 +447,15 @@ def take() -> Any:
     def take_piece(i: Value) -> None:
         index = start + i
         piece = _Record(f, PIECE, pieces + index * PIECE.itemsize)
-        following = _Record(f, PIECE, pieces + f.select(index + 1 < stop, index + 1, index) * PIECE.itemsize)
         rule = _Record(f, RULE, this["rules"] + piece["tensor"] * RULE.itemsize)
         l1, l2, twice_l2 = (rule[name] * strength for name in ("l1", "l2", "twice_l2"))
         c1, c2 = l1 * upstream, twice_l2 * upstream
         wanted = none
         for factor, one in ((l1, ABSOLUTES), (l2, SQUARES)):
             wanted = f.select(((factor != 0) | every) & sums_wanted, wanted | one, wanted)
-        size, tile, weights = piece["size"], piece["tile"], piece["weights"]
-        count = (size + tile - 1) // tile
-        goes_on = following["weights"] == weights + PIECE_TILES * TILE_BYTES
-        target_bytes = tile * piece["target_itemsize"]
+        weights, target_bytes = piece["weights"], piece["tile"] * piece["target_itemsize"]
 
-        def take_tile(i: Value) -> None:
-            left = size - i * tile
-            own = f.select(left < tile, left, tile)
-            ahead = f.select(goes_on | (i + 1 < count), tile, none)
+        def take_tile(i: Value, own: Value, ahead: Value) -> None:
             result = tiles + i * 16
             f.store(result, f.constant(_PAIR, 0.0))
             at, target = weights + i * TILE_BYTES, piece["target"] + i * target_bytes
@@ -452,8 +466,7 @@ def take() -> Any:
             )
 
         f.store(tiles, f.constant(_PAIR, 0.0))
-        f.repeat(count, take_tile)
-        _add_tree(f, tiles, count, _PAIR)
+        _take_tiles(f, pieces, index, stop, tiles, take_tile)
         f.store(totals + index * 16, f.load(tiles, _PAIR))
 
     f.repeat(stop - start, take_piece)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpureg import arithmetic, threads
+from gpureg import arithmetic
 from gpureg.arithmetic import TILE_BYTES, lane_count
 from gpureg.backends.llvm import PIECE_TILES, _cut
 from gpureg.backends.llvm.code import DOUBLE, INT, Function, Value, ints, vector
@@ -24,13 +24,13 @@ from gpureg.backends.llvm.kernels import (
     PIECE,
     _add_lanes,
     _add_rows,
-    _add_tree,
     _columns,
     _copy,
     _load,
     _load_magnitudes,
     _once,
     _Record,
+    _take_tiles,
 )
 from gpureg.backends.numpy import Buffers
 from gpureg.memory import address_of
@@ -138,30 +138,21 @@ def take() -> Any:
     tiles = f.stack(16 * PIECE_TILES)
     this = _Record(f, PASS, address)
     pieces, results = this["pieces"], this["results"]
-    none = f.constant(INT, 0)
 
     def take_piece(i: Value) -> None:
         index = start + i
         piece = _Record(f, PIECE, pieces + index * PIECE.itemsize)
-        following = _Record(f, PIECE, pieces + f.select(index + 1 < stop, index + 1, index) * PIECE.itemsize)
-        size, tile, weights = piece["size"], piece["tile"], piece["weights"]
         threshold = f.load(this["thresholds"] + piece["tensor"] * 8, INT)
         place = results + index * RESULT.itemsize
         result = _Record(f, RESULT, place)
-        result["size"], result["max_abs"] = size, f.constant(DOUBLE, 0.0)
+        result["size"], result["max_abs"] = piece["size"], f.constant(DOUBLE, 0.0)
         for name in ("zeros", "below", "nan", "inf"):
-            result[name] = none
-        count = (size + tile - 1) // tile
-        goes_on = following["weights"] == weights + PIECE_TILES * TILE_BYTES
+            result[name] = f.constant(INT, 0)
 
-        def take_tile(i: Value) -> None:
-            left = size - i * tile
-            own = f.select(left < tile, left, tile)
-            ahead = f.select(goes_on | (i + 1 < count), tile, none)
-            f.call(piece["sums"], weights + i * TILE_BYTES, own, ahead, threshold, tiles + i * 16, place)
+        def take_tile(i: Value, own: Value, ahead: Value) -> None:
+            f.call(piece["sums"], piece["weights"] + i * TILE_BYTES, own, ahead, threshold, tiles + i * 16, place)
 
-        f.repeat(count, take_tile)
-        _add_tree(f, tiles, count, _PAIR)
+        _take_tiles(f, pieces, index, stop, tiles, take_tile)
         f.store(result.place("sum_abs"), f.load(tiles, _PAIR))
 
     f.repeat(stop - start, take_piece)
@@ -198,10 +189,6 @@ def statistics(arrays: Sequence[Array], threshold: float) -> list[Statistics]:
             alone = _Pass(address_of(piece), thresholds_at, results_at + start * RESULT.itemsize)
             take().call(ctypes.addressof(alone), 0, 1)
 
-    units, worth_threads = table.units()
-    if worth_threads:
-        threads.share(units, work_off)
-    else:
-        work_off(iter([*units, None]).__next__)
+    table.share(work_off)
     pieces = [Statistics(*numbers) for numbers in results.tolist()]
     return [join(pieces[first:last]) for first, last in itertools.pairwise(firsts.tolist())]
