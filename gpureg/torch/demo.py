@@ -82,23 +82,22 @@ def train(training: str) -> Trained:
     images, labels = _tensors(data.train)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    rules = {"*.bias": None, "*": gpureg.L1(STRENGTH)}
-    penalty = gpureg.torch.Penalty(model, rules)
     if training != "no penalty":
         # All there is to it. The loop below knows nothing of penalties.
+        penalty = gpureg.torch.Penalty(model, {"*.bias": None, "*": gpureg.L1(STRENGTH)})
         gpureg.torch.attach(optimizer, penalty, proximal=training == "proximal")
 
     batches = len(images) // digits.BATCH
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=EPOCHS * batches)
     generator = torch.Generator().manual_seed(1)
-    log = list(_rows(training, 0, model, penalty))
+    log = list(_rows(training, 0, model))
     for epoch in range(1, EPOCHS + 1):
         for chosen in torch.randperm(len(images), generator=generator).split(digits.BATCH)[:batches]:
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(images[chosen]), labels[chosen]).backward()
             optimizer.step()
             schedule.step()
-        log += _rows(training, epoch * batches, model, penalty)
+        log += _rows(training, epoch * batches, model)
 
     images, labels = _tensors(data.test)
     with torch.no_grad():
@@ -109,13 +108,14 @@ def _tensors(images: digits.Images) -> tuple[Any, Any]:
     return torch.from_numpy(images.pixels).reshape(-1, 1, 8, 8), torch.from_numpy(images.labels)
 
 
-def _rows(training: str, step: int, model: Any, penalty: gpureg.torch.Penalty) -> Iterator[Row]:
+def _rows(training: str, step: int, model: Any) -> Iterator[Row]:
     """Yield what there is to say of each penalised layer, at the cost of one pass."""
-    for name, (sum_abs, _) in penalty.norms().items():
-        weights = model.get_parameter(name)
-        zeros = int((weights == 0).sum())
-        paid = 0.0 if training == "no penalty" else STRENGTH * sum_abs.item()
-        yield Row(training, step, name.removesuffix(".weight"), weights.numel(), sum_abs.item(), paid, zeros)
+    weights = {name: each for name, each in model.named_parameters() if not name.endswith(".bias")}
+    for row in gpureg.report(weights):
+        assert row.sum_abs is not None  # which it is of floats alone
+        assert row.zeros is not None
+        paid = 0.0 if training == "no penalty" else STRENGTH * row.sum_abs
+        yield Row(training, step, row.name.removesuffix(".weight"), row.size, row.sum_abs, paid, row.zeros)
 
 
 def report(every: dict[str, Trained]) -> str:
