@@ -397,11 +397,12 @@ class CudaPlan(ModePlan):
         """Make the launches of a pass, once all else is done that can fail. Each copies its argument."""
         ready = []
         for launch, kept in zip(bound.launches, bound.tables, strict=True):
-            each = launch.ready.get((mode, sums, stream.key))
+            key = mode, sums, stream.key
+            each = launch.ready.get(key)
             if each is None or stream.captures:
                 each = self._ready(launch, launch.kernel(mode, sums=sums), stream)
                 if not stream.captures:
-                    launch.ready[mode, sums, stream.key] = each
+                    launch.ready[key] = each
             call = each.call
             if launch.by_value:
                 call.place = places[launch.members[0]].item()
